@@ -1,0 +1,177 @@
+"""The logic of a CUDA step: tables of spans, chunks and hyperparameters, what of them is stale, and the launch.
+
+It runs against a `Surface`, which `cuda.py` implements with CuPy and the tests with g++: so all of it is tested where
+there is no GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from fusedopt import compiler
+from fusedopt.cuda_text import Variant, rule_text
+from fusedopt.layout import Memory, Span, chunks_of
+from fusedopt.tracing import trace
+
+CHUNK = 16 * 1024  # elements: 448 KB of Adam's traffic, some 100 us of a block's share of an H200's memory
+BLOCKS = 4  # a multiprocessor, as the kernel's launch bounds say
+THREADS = 256
+LAUNCH = np.dtype([(name, "u8") for name in ("chunks", "spans", "hyperparameters", "grad_scale", "found_inf", "count")])
+
+Array = np.ndarray[Any, Any]
+
+
+class Surface(Memory, Protocol):
+    """What a device must do for us, on the stream that is current."""
+
+    multiprocessors: int
+    threads: int
+
+    def pointer(self, array: Any) -> int:
+        """An array's address on the device."""
+
+    def pinned(self, nbytes: int) -> Array:
+        """Host memory that the device can read while the host goes on, as bytes."""
+
+    def copy(self, to: Any, source: Array) -> Any:
+        """Start to copy pinned bytes to a device array; returns an event that passes when they are there."""
+
+    def wait(self, event: Any) -> None:
+        """Wait until an event has passed."""
+
+    def kernel(self, source: str, headers: Mapping[str, str]) -> Any:
+        """Compile and load `fused_step`."""
+
+    def launch(self, kernel: Any, blocks: int, arguments: Array) -> None:
+        """Start a kernel; `arguments` is one `LAUNCH` record, passed by value."""
+
+
+def span_dtype(states: int) -> np.dtype[Any]:
+    """The record that the kernel reads as `Span`."""
+    pointers = [("parameter", "u8"), ("gradient", "u8"), ("state", "u8", (states,)), ("counter", "u8")]
+    return np.dtype([*pointers, *((name, "u4") for name in ("group", "variant", "parameters", "chunks"))])
+
+
+@functools.lru_cache(maxsize=1)
+def kernel_texts() -> tuple[str, Mapping[str, str]]:
+    """The kernel's source, and its headers by name, but for the generated `rule.cuh`."""
+    folder = compiler.kernels_folder()
+    headers = {path.name: path.read_text() for path in sorted(folder.glob("*.cuh"))}
+    return (folder / "fused_step.cu").read_text(), headers
+
+
+class Uploads:
+    """A ring of pinned buffers: each is written again only after its copy to the device is done."""
+
+    def __init__(self, surface: Surface, buffers: int = 4) -> None:
+        self._surface = surface
+        self._buffers: list[tuple[Array, Any] | None] = [None] * buffers
+        self._next = 0
+
+    def upload(self, to: Any, table: Array) -> None:
+        """Copy a host table into a device array of as many bytes, without waiting for the device."""
+        place, self._next = self._next, (self._next + 1) % len(self._buffers)
+        kept = self._buffers[place]
+        if kept is not None:
+            self._surface.wait(kept[1])
+        source = table.reshape(-1).view(np.uint8)
+        if kept is None or len(kept[0]) < len(source):
+            kept = (self._surface.pinned(max(4096, 2 * len(source))), None)
+        pinned = kept[0]
+        pinned[: len(source)] = source
+        self._buffers[place] = (pinned, self._surface.copy(to, pinned[: len(source)]))
+
+
+class DevicePlan:
+    """Spans of one device, as the tables of one launch."""
+
+    def __init__(self, backend: DeviceBackend, spans: Sequence[Span]) -> None:
+        self._backend, self._surface = backend, backend.surface
+        self._spans = spans  # the tables point into their arenas
+        self._groups = list({id(span.arena.group): span.arena.group for span in spans}.values())
+        rule = self._groups[0].rule
+        states = max(1, len(rule.all_states()))
+        variants: dict[Variant, int] = {}
+        table = np.zeros(len(spans), span_dtype(states))
+        chunks = chunks_of([span.stop - span.start for span in spans], CHUNK)
+        pieces = np.bincount(chunks["span"], minlength=len(spans))
+        rows = {id(group): row for row, group in enumerate(self._groups)}
+        for record, span, count in zip(table, spans, pieces):
+            arena, dtype = span.arena, span.arena.dtype.name
+            variant = Variant(trace(arena.group.rule), dtype, dtype, dtype)
+            buffers = [arena.state(name) for name in variant.traced.states]
+            address, start = self._surface.pointer, span.start * arena.dtype.itemsize
+            record["parameter"], record["gradient"] = address(arena.data) + start, address(arena.gradients) + start
+            record["state"][: len(buffers)] = [address(buffer) + start for buffer in buffers]
+            record["counter"] = address(arena.counters) + span.first * arena.counters.itemsize * arena.counters.shape[1]
+            record["group"], record["variant"] = rows[id(arena.group)], variants.setdefault(variant, len(variants))
+            record["parameters"] = span.last - span.first + 1
+            record["chunks"] = count if arena.group.rule.counts else 0  # 0: nobody counts, nobody advances
+        text = rule_text(list(variants), rule.number_names(), len(rule.scalar_state), states)
+        self._kernel = backend.kernel(text)
+        self._tables = [self._upload(table), self._upload(chunks)]
+        self._numbers = self._surface.zeros(len(self._groups) * max(1, len(rule.number_names())) * 8, np.dtype(np.uint8))
+        self._scalars: dict[str, Any] = {}
+        self._blocks = min(len(chunks), BLOCKS * self._surface.multiprocessors)
+        self._arguments = np.zeros(1, LAUNCH)
+        self._arguments["spans"], self._arguments["chunks"] = map(self._surface.pointer, self._tables)
+        self._arguments["hyperparameters"] = self._surface.pointer(self._numbers)
+        self._arguments["count"] = len(chunks)
+        self.refresh()
+
+    def _upload(self, table: Array) -> Any:
+        to = self._surface.zeros(table.nbytes, np.dtype(np.uint8))
+        self._backend.uploads.upload(to, table)
+        return to
+
+    def refresh(self) -> None:
+        numbers = np.array([group.rule.numbers() for group in self._groups], np.float64)
+        if numbers.size:
+            self._backend.uploads.upload(self._numbers, numbers)
+
+    def step(self, grad_scale: Any, found_inf: Any) -> None:
+        arguments = self._arguments
+        arguments["grad_scale"] = self._scalar("grad_scale", grad_scale)
+        arguments["found_inf"] = self._scalar("found_inf", found_inf)
+        self._surface.launch(self._kernel, self._blocks, arguments)
+
+    def _scalar(self, name: str, value: Any) -> int:
+        """The device address of one float32, which the launch reads; 0 where there is none."""
+        if value is None:
+            return 0
+        if getattr(value, "device", None) == self._spans[0].arena.data.device:
+            if value.dtype != np.float32 or value.size != 1:
+                raise TypeError(
+                    f"{name} must be one float32 on the device, got {value.dtype} of shape {value.shape}; convert it "
+                    f"with .astype('float32')."
+                )
+            self._scalars[name] = value  # kept until the launch has read it
+            return self._surface.pointer(value)
+        if name not in self._scalars or self._scalars[name].dtype != np.uint8:
+            self._scalars[name] = self._surface.zeros(4, np.dtype(np.uint8))
+        self._backend.uploads.upload(self._scalars[name], np.array([float(value)], np.float32))
+        return self._surface.pointer(self._scalars[name])
+
+
+class DeviceBackend:
+    """One CUDA device behind its surface."""
+
+    def __init__(self, surface: Surface) -> None:
+        self.surface, self.device = surface, surface.device
+        self.zeros, self.asarray, self.host = surface.zeros, surface.asarray, surface.host
+        self.uploads = Uploads(surface)
+        self._kernels: dict[str, Any] = {}
+
+    def plan(self, spans: Sequence[Span]) -> DevicePlan:
+        return DevicePlan(self, spans)
+
+    def kernel(self, text: str) -> Any:
+        """The kernel with these bodies; compiled once."""
+        if text not in self._kernels:
+            source, headers = kernel_texts()
+            self._kernels[text] = self.surface.kernel(source, {**headers, "rule.cuh": text})
+        return self._kernels[text]

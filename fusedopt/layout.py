@@ -1,0 +1,172 @@
+"""Where things lie: flat buffers, spans over neighbouring parameters, and the chunks that a launch is cut into."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from fusedopt.parameter import Parameter
+    from fusedopt.rules.rule import Rule
+
+ALIGNMENT = 256  # bytes: every tensor starts at a multiple, the granularity of a CUDA allocation
+NO_HISTORY = 0  # the cohort of parameters that no step has been attempted on
+
+
+@dataclasses.dataclass
+class Changes:
+    """Counts of what the user changed; an optimizer compares them, rather than look at every parameter and option."""
+
+    gradients: int = 0
+    hyperparameters: int = 0
+
+
+class Memory(Protocol):
+    """What a layout needs of a backend: where arrays are made."""
+
+    device: str
+
+    def zeros(self, count: int, dtype: np.dtype[Any]) -> Any:
+        """A flat array of zeros."""
+
+    def asarray(self, array: Any) -> Any:
+        """A host array as one of this memory's."""
+
+    def host(self, array: Any) -> np.ndarray[Any, Any]:
+        """A copy of an array on the host."""
+
+
+class HasRule(Protocol):
+    """A param group, as layouts and backends see it: its hyperparameters, as they are now."""
+
+    rule: Rule
+
+
+def offsets_of(sizes: Sequence[int], itemsize: int) -> tuple[list[int], int]:
+    """Each tensor's first element in a flat buffer, and the buffer's length, both in elements."""
+    unit = ALIGNMENT // itemsize
+    offsets, end = [], 0
+    for size in sizes:
+        offsets.append(end)
+        end += -(-size // unit) * unit
+    return offsets, end
+
+
+class Arena:
+    """The flat buffers of one group's parameters of one dtype on one device.
+
+    Attributes:
+        group: The param group, whose rule is read at each step.
+        parameters: They lie in this order.
+        data, gradients: Flat arrays; each parameter's `data` and `grad` are views of them.
+        states: Flat arrays by name, made when a step first needs them.
+        counters: float64 (parameters, 2 + scalar states): step, scalar state, and a place for the kernel's ticket.
+        present: A byte a parameter: whether it has a gradient.
+        trainable: A byte a parameter: whether it requires one.
+        cohorts: A number a parameter; equal numbers have had the same steps attempted, so their counters are equal.
+    """
+
+    def __init__(
+        self, memory: Memory, group: HasRule, parameters: Sequence[Parameter], changes: Changes
+    ) -> None:
+        self.memory, self.group, self.parameters, self.changes = memory, group, tuple(parameters), changes
+        self.dtype = parameters[0].dtype
+        self.sizes = [parameter.size for parameter in parameters]
+        self.offsets, length = offsets_of(self.sizes, self.dtype.itemsize)
+        self.data, self.gradients = memory.zeros(length, self.dtype), memory.zeros(length, self.dtype)
+        self.states: dict[str, Any] = {}
+        self.initial = np.array([0.0, *group.rule.scalar_state.values(), 0.0])
+        self.counters = memory.zeros(len(parameters) * len(self.initial), np.dtype(np.float64))
+        self.counters = self.counters.reshape(len(parameters), len(self.initial))
+        self.counters[...] = memory.asarray(self.initial)
+        self.present, self.trainable = bytearray(len(parameters)), bytearray(len(parameters))
+        self.cohorts = np.full(len(parameters), NO_HISTORY, np.int64)
+        self._newest_cohort = NO_HISTORY
+        for index, parameter in enumerate(parameters):
+            parameter.move_to(self, index, self.view(self.data, index), self.view(self.gradients, index))
+
+    def view(self, buffer: Any, index: int) -> Any:
+        """One parameter's part of a flat buffer, in its shape."""
+        start = self.offsets[index]
+        return buffer[start : start + self.sizes[index]].reshape(self.parameters[index].shape)
+
+    def state(self, name: str) -> Any:
+        """The flat buffer of a state; zeros when it is new."""
+        if name not in self.states:
+            self.states[name] = self.memory.zeros(len(self.data), self.dtype)
+        return self.states[name]
+
+    def mark(self, index: int, present: bool) -> None:
+        """Note that a parameter has a gradient now, or none."""
+        self.present[index] = present
+        self.changes.gradients += 1
+
+    def clear(self) -> None:
+        """Note that no parameter has a gradient."""
+        self.present[:] = bytes(len(self.present))
+        self.changes.gradients += 1
+
+    @property
+    def stepping(self) -> np.ndarray[Any, Any]:
+        """Which parameters the next step is for, as bool."""
+        return (np.frombuffer(self.present, np.uint8) & np.frombuffer(self.trainable, np.uint8)).astype(bool)
+
+    def part_cohorts(self, stepping: np.ndarray[Any, Any]) -> None:
+        """Give those of a cohort that step a new number where the others do not: their histories part here."""
+        for cohort in np.unique(self.cohorts[stepping]):
+            members = self.cohorts == cohort
+            if cohort == NO_HISTORY or (members & ~stepping).any():
+                self._newest_cohort += 1
+                self.cohorts[members & stepping] = self._newest_cohort
+
+    def join_cohorts(self, histories: Sequence[object]) -> None:
+        """Number the cohorts afresh by what each parameter's counter holds; None is no history."""
+        numbers: dict[object, int] = {None: NO_HISTORY}
+        self.cohorts[:] = [numbers.setdefault(history, len(numbers)) for history in histories]
+        self._newest_cohort = len(numbers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """Neighbouring parameters of an arena with one history, updated as if they were one tensor.
+
+    Attributes:
+        first, last: Indices of the first and the last parameter.
+        start, stop: Elements of the flat buffers.
+    """
+
+    arena: Arena
+    first: int
+    last: int
+    start: int
+    stop: int
+
+
+def spans_of(arena: Arena, stepping: np.ndarray[Any, Any]) -> list[Span]:
+    """The fewest spans that cover the stepping parameters and nothing else."""
+    runs: list[list[int]] = []
+    for index in np.flatnonzero(stepping).tolist():
+        if runs and runs[-1][1] == index - 1 and arena.cohorts[index] == arena.cohorts[index - 1]:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return [
+        Span(arena, first, last, arena.offsets[first], arena.offsets[last] + arena.sizes[last]) for first, last in runs
+    ]
+
+
+CHUNK = np.dtype([("first", "u8"), ("count", "u4"), ("span", "u4")])
+
+
+def chunks_of(counts: Sequence[int], chunk: int) -> np.ndarray[Any, Any]:
+    """Spans of so many elements cut into pieces of at most `chunk`; an empty span has one empty piece."""
+    pieces = np.maximum(1, -(-np.asarray(counts, np.int64) // chunk))
+    table = np.zeros(int(pieces.sum()), CHUNK)
+    table["span"] = np.repeat(np.arange(len(counts)), pieces)
+    place = np.arange(len(table)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    table["first"] = place * chunk
+    table["count"] = np.minimum(np.asarray(counts, np.int64)[table["span"]] - place * chunk, chunk)
+    return table

@@ -1,0 +1,273 @@
+"""Optimizer: param groups, step, gradients; what every optimizer has, whatever its rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, TypeVar, overload
+
+
+from fusedopt import state_dict as _state_dict
+from fusedopt.backends import Backend, Plan, backend_of
+from fusedopt.groups import Group, changed_rule, groups_of
+from fusedopt.layout import Arena, Changes, spans_of
+from fusedopt.parameter import Parameter
+from fusedopt.rules.rule import Rule
+from fusedopt.tracing import Traced, trace
+
+Loss = TypeVar("Loss")
+Self = TypeVar("Self", bound="Optimizer")
+
+
+class Optimizer:
+    """Base class of optimizers. An optimizer of one's own is a rule and a class of one line:
+    `class Mine(fusedopt.Optimizer, rule=MyRule): pass`.
+
+    Args:
+        params: A Parameter, an iterable of Parameters or of (name, Parameter) pairs, or of dicts with a key "params" and
+            options for these alone. The optimizer moves the parameters' data into its flat buffers.
+        *args, **options: The rule's hyperparameters; for groups that have none of their own.
+
+    Attributes:
+        defaults: The hyperparameters given here, or their default.
+        param_groups: A tuple of dicts; `optimizer.param_groups[0]["lr"] = 1e-4` takes effect at the next step.
+        state: For each parameter that has had a step: its step and its state arrays, as live views.
+
+    Raises:
+        TypeError: `params` holds something else, or an option is unknown.
+        ValueError: No parameters; one of them twice, or in another optimizer; a hyperparameter out of range.
+
+    Source: `torch.optim.Optimizer`, MegEngine's `Optimizer`.
+    """
+
+    rule: ClassVar[type[Rule]]
+
+    def __init_subclass__(cls, *, rule: type[Rule] | None = None, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if rule is None:
+            return
+        cls.rule = rule
+        options = inspect.signature(rule)
+        params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        cls.__signature__ = options.replace(  # type: ignore[attr-defined]  # read by help() and inspect
+            parameters=[params, *options.parameters.values()], return_annotation=inspect.Signature.empty
+        )
+        if cls.__doc__ is None:
+            lines = [f"    {name}: {field.metadata['doc']}." for name, field in rule.options().items() if field.init]
+            cls.__doc__ = "\n".join([inspect.getdoc(rule) or "", "", "Args:", "    params: What to train.", *lines])
+
+    def __init__(self, params: Any, *args: Any, **options: Any) -> None:
+        if not hasattr(type(self), "rule"):
+            raise TypeError("Optimizer has no rule of its own; subclass it: class Mine(Optimizer, rule=MyRule).")
+        for name in options:
+            if name not in self.rule.options():
+                raise TypeError(self.rule.unknown_option(name))
+        default = self.rule(*args, **options)
+        self._begin(default)
+        self._add(groups_of(params))
+
+    def _begin(self, default: Rule) -> None:
+        self._default = default
+        self.defaults: dict[str, Any] = {name: getattr(default, name) for name in default.options()}
+        self._groups: list[Group] = []
+        self._arenas: list[list[Arena]] = []  # of each group
+        self._backends: dict[str, Backend] = {}  # by device
+        self.changes = Changes()
+        self._seen = Changes(-1, -1)
+        self._stepping: list[bytes] = []  # of each arena, as planned
+        self._traced: list[Traced] = []  # of each group, as planned
+        self._plans: list[Plan] = []
+
+    # --- groups and parameters
+
+    @property
+    def param_groups(self) -> tuple[Group, ...]:
+        return tuple(self._groups)
+
+    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
+        """Add a dict with "params" and options of its own; what it leaves out is the optimizer's default.
+
+        Raises:
+            TypeError, ValueError: As for the optimizer; nothing is added then.
+        """
+        if not isinstance(param_group, Mapping):
+            raise TypeError(f"add_param_group takes a dict with 'params', got {type(param_group).__name__}.")
+        self._add(groups_of(param_group))
+
+    def _add(self, entries: list[dict[str, Any]]) -> None:
+        """Check all of the new groups, then take them."""
+        taken = {id(p) for p in self.parameters()}
+        rules, backends = [], []
+        for number, entry in enumerate(entries, len(self._groups)):
+            for parameter in entry["params"]:
+                if id(parameter) in taken:
+                    raise ValueError(f"{parameter.described} appears twice in this optimizer; give each once.")
+                if parameter.owner is not None:
+                    raise ValueError(
+                        f"{parameter.described} belongs to another optimizer; delete that one first, or make a new "
+                        f"Parameter of a copy of its data."
+                    )
+                taken.add(id(parameter))
+            backends.append([backend_of(parameter.data) for parameter in entry["params"]])
+            options = {key: value for key, value in entry.items() if key not in ("params", "param_names")}
+            for key in options:
+                if key not in self.rule.options():
+                    raise KeyError(f"param group {number}: {self.rule.unknown_option(key)}")
+            try:
+                rules.append(changed_rule(self._default, options))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"param group {number}: {error}") from None
+            trace(rules[-1])
+        for entry, rule, of in zip(entries, rules, backends):
+            extras = {"param_names": entry["param_names"]} if "param_names" in entry else {}
+            for name, parameter in zip(extras.get("param_names", ()), entry["params"]):
+                parameter.name = parameter.name or name
+            group = Group(rule, tuple(entry["params"]), self.changes, extras)
+            members: dict[tuple[str, str], list[Parameter]] = {}
+            for parameter, backend in zip(entry["params"], of):
+                self._backends[backend.device] = backend
+                members.setdefault((backend.device, parameter.dtype.name), []).append(parameter)
+            self._groups.append(group)
+            self._arenas.append(
+                [Arena(self._backends[device], group, some, self.changes) for (device, _), some in members.items()]
+            )
+            for parameter in entry["params"]:
+                parameter.owner = self
+        self.changes.gradients += 1
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All parameters, group by group."""
+        return (parameter for group in self._groups for parameter in group["params"])
+
+    def arenas(self) -> Iterator[Arena]:
+        """All flat buffers, group by group."""
+        return (arena for arenas in self._arenas for arena in arenas)
+
+    # --- gradients
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients; or fill those that are there with zeros, with which a step still decays and moves.
+
+        Backward passes add to gradients, or assign them, so a training loop clears them each step; to accumulate over
+        several batches, leave it out between them.
+        """
+        for arena in self.arenas():
+            if set_to_none:
+                arena.clear()
+            else:
+                arena.gradients.fill(0)
+
+    def clear_grad(self: Self) -> Self:
+        """Drop all gradients: `optimizer.step().clear_grad()`, as MegEngine has it."""
+        self.zero_grad()
+        return self
+
+    # --- step
+
+    @overload
+    def step(self: Self, closure: None = None, *, grad_scale: Any = None, found_inf: Any = None) -> Self: ...
+
+    @overload
+    def step(self, closure: Callable[[], Loss], *, grad_scale: Any = None, found_inf: Any = None) -> Loss: ...
+
+    def step(self, closure: Callable[[], Any] | None = None, *, grad_scale: Any = None, found_inf: Any = None) -> Any:
+        """Update every parameter that has a gradient: one launch a device.
+
+        Args:
+            closure: Called first; it computes the gradients, and its value is returned.
+            grad_scale: A number, or an array of one float32 on the parameters' device, that the gradients are divided
+                by.
+            found_inf: Likewise; where it is not zero, the step changes nothing and counts nothing, and nothing waits
+                for the device to know.
+
+        Returns:
+            The closure's value; without one the optimizer itself.
+        """
+        value = self if closure is None else closure()
+        if self.changes != self._seen:
+            self._replan()
+        for plan in self._plans:
+            plan.step(grad_scale, found_inf)
+        return value
+
+    def _replan(self) -> None:
+        """Follow what changed since the last step: gradients that came or went, numbers, flags."""
+        traced = [trace(group.rule) for group in self._groups]
+        stepping = [arena.stepping for arena in self.arenas()]
+        packed = [row.tobytes() for row in stepping]
+        if packed != self._stepping or traced != self._traced:
+            spans: dict[str, list[Any]] = {}
+            for arena, row in zip(self.arenas(), stepping):
+                arena.part_cohorts(row)
+                spans.setdefault(arena.memory.device, []).extend(spans_of(arena, row))
+            self._plans = [self._backends[device].plan(some) for device, some in spans.items() if some]
+            self._stepping, self._traced = packed, traced
+        elif self.changes.hyperparameters != self._seen.hyperparameters:
+            for plan in self._plans:
+                plan.refresh()
+        self._seen = dataclasses.replace(self.changes)
+
+    # --- state
+
+    @property
+    def state(self) -> Mapping[Parameter, dict[str, Any]]:
+        """For each parameter that has had a step: `step` (0-d float64) and its state arrays, as live views."""
+        return _state_dict.LiveState(self.arenas())
+
+    def init_state(self: Self) -> Self:
+        """Make the state of all parameters now, as zeros, as MegEngine does, rather than at their first step.
+
+        A rule whose state starts from the gradient then starts from zeros: SGD's first gradient is dampened like the
+        others.
+        """
+        for arena in self.arenas():
+            _state_dict.make_state(arena)
+        self._forget_plans()
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of state and hyperparameters: NumPy arrays on the host, in torch's and MegEngine's structure.
+
+        Returns:
+            `{"state": {0: {"step": ..., "exp_avg": ...}, ...}, "param_groups": [{"lr": ..., "params": [0, ...]}]}`;
+            parameters are numbered over all groups in order, those without a step yet are left out.
+        """
+        return _state_dict.state_dict(self._groups, self._arenas)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over a state dict of this library, of torch (its tensors as NumPy arrays) or of MegEngine.
+
+        Everything is checked before anything changes, and copied. Hyperparameters are taken over too; one that is
+        missing keeps its value, with a warning; unknown keys are kept and written back.
+
+        Raises:
+            ValueError: Counts of groups or parameters, shapes, or a value of a hyperparameter or step do not fit.
+            TypeError: A state array has another dtype than its parameter.
+            KeyError: A state array is missing.
+        """
+        _state_dict.load_state_dict(state_dict, self._groups, self._arenas)
+        self._forget_plans()
+
+    def _forget_plans(self) -> None:
+        self._seen, self._stepping = Changes(-1, -1), []
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {key: value for key, value in self.__dict__.items() if not key.startswith("_") and key != "changes"}
+        return {"own": own, "default": self._default, "groups": [dict(g) for g in self._groups], "state": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._begin(state["default"])
+        self.__dict__.update(state["own"])
+        known = self.rule.options()
+        self._add([{k: v for k, v in g.items() if k in known or k in ("params", "param_names")} for g in state["groups"]])
+        self.load_state_dict(state["state"])
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for number, group in enumerate(self._groups):
+            lines.append(f"Parameter Group {number}: {len(group['params'])} parameters")
+            lines += [f"    {key}: {value}" for key, value in group.items() if key != "params"]
+        return "\n".join([*lines, ")"])
+
+

@@ -1,0 +1,177 @@
+"""Parameter: an array to train, its gradient, its name, and whether it is trained."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from fusedopt.layout import Arena
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+class Parameter:
+    """An array that an optimizer updates.
+
+    Args:
+        data: A NumPy or CuPy array of float32, float64, float16 or bfloat16 (`ml_dtypes.bfloat16`), of any shape. It is
+            not copied until an optimizer takes the parameter: that moves `data` into a flat buffer, and an array that
+            was taken from `data` before is stale from then on. Read `parameter.data` afresh each time.
+        name: For error messages and `param_names`.
+        requires_grad: False leaves the parameter alone: no state, no step, no decay.
+
+    Raises:
+        TypeError: `data` is not an array of one of these dtypes.
+
+    Source: `torch.nn.Parameter`, MegEngine's `Parameter`.
+    """
+
+    __slots__ = ("__weakref__", "_arena", "_data", "_grad", "_index", "_owner", "_requires_grad", "name")
+
+    def __init__(self, data: Any, name: str | None = None, requires_grad: bool = True) -> None:
+        if isinstance(data, Parameter):
+            raise TypeError(f"{data.described} is a Parameter already; give its data.")
+        if not hasattr(data, "reshape") or str(getattr(data, "dtype", None)) not in DTYPES:
+            kind = f"an array of {data.dtype}" if hasattr(data, "dtype") else repr(data)[:60]
+            raise TypeError(
+                f"Parameter: data must be a NumPy or CuPy array of {', '.join(DTYPES)}, got {kind} "
+                f"({type(data).__name__})."
+            )
+        self._data, self.name, self._requires_grad = data, name, bool(requires_grad)
+        self._arena: Arena | None = None
+        self._index = -1
+        self._owner: weakref.ref[Any] | None = None
+        self._grad: Any = None  # before an optimizer takes the parameter: its own copy; after: the view of its buffer
+
+    @property
+    def data(self) -> Any:
+        """The values: after an optimizer took the parameter, a view of its flat buffer. Write with `data[...] = x`."""
+        return self._data
+
+    @data.setter
+    def data(self, _: object) -> None:
+        raise AttributeError(
+            f"the data of {self.described} cannot be replaced: it lies in an optimizer's buffer. Write into it: "
+            f"parameter.data[...] = value."
+        )
+
+    @property
+    def grad(self) -> Any:
+        """The gradient, of `data`'s shape and dtype, or None. What is assigned is copied; `grad += x` works in place.
+
+        Raises (on assignment):
+            ValueError: Another shape or device.
+            TypeError: Another dtype, or no array.
+        """
+        if self._arena is not None and not self._arena.present[self._index]:
+            return None
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Any) -> None:
+        arena = self._arena
+        if value is not None and value is not self.grad:
+            self._check_gradient(value)
+            if arena is None:
+                self._grad = value.copy()
+                return
+            self._grad[...] = value
+        if arena is not None:
+            arena.mark(self._index, value is not None)
+        elif value is None:
+            self._grad = None
+
+    def _check_gradient(self, value: Any) -> None:
+        data = self._data
+        if not all(hasattr(value, a) for a in ("dtype", "shape", "device")):
+            raise TypeError(
+                f"{self.described} was given a gradient of type {type(value).__name__}; give an array like its data."
+            )
+        if value.device != data.device:
+            raise ValueError(
+                f"{self.described} is on {data.device} and was given a gradient on {value.device}; move the gradient "
+                f"there first."
+            )
+        if value.shape != data.shape:
+            cure = "transpose it" if value.shape == data.shape[::-1] else "sum or reshape it"
+            raise ValueError(
+                f"{self.described} was given a gradient of shape {value.shape}; {cure} to the parameter's shape."
+            )
+        if value.dtype != data.dtype:
+            raise TypeError(
+                f"{self.described} has dtype {data.dtype} and was given a gradient of {value.dtype}; convert it with "
+                f"gradient.astype({data.dtype.name!r})."
+            )
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether the parameter is trained. Can be changed at any time."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self._requires_grad = bool(value)
+        if self._arena is not None:
+            self._arena.trainable[self._index] = self._requires_grad
+            self._arena.changes.gradients += 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._data.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = self._data.dtype
+        return dtype
+
+    @property
+    def size(self) -> int:
+        return int(self._data.size)
+
+    @property
+    def ndim(self) -> int:
+        return int(self._data.ndim)
+
+    @property
+    def described(self) -> str:
+        """The parameter as error messages name it."""
+        return f"parameter {self.name!r} (shape {self.shape})" if self.name else f"parameter (shape {self.shape})"
+
+    @property
+    def owner(self) -> Any:
+        """The optimizer that has the parameter, or None; a deleted one has none."""
+        return None if self._owner is None else self._owner()
+
+    @owner.setter
+    def owner(self, optimizer: Any) -> None:
+        self._owner = weakref.ref(optimizer)
+
+    def move_to(self, arena: Arena, index: int, data: Any, gradient: Any) -> None:
+        """Copy values and gradient into an arena's views, and live there from now on. For optimizers."""
+        had = self.grad
+        data[...] = self._data
+        if had is not None:
+            gradient[...] = had
+        self._data, self._grad, self._arena, self._index = data, gradient, arena, index
+        arena.trainable[index] = self._requires_grad
+        arena.mark(index, had is not None)
+
+    def __repr__(self) -> str:
+        name = f"name={self.name!r}, " if self.name else ""
+        return f"Parameter({name}shape={self.shape}, dtype={self.dtype}, requires_grad={self.requires_grad})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        grad = self.grad
+        return {
+            "data": self._data.copy(),
+            "name": self.name,
+            "requires_grad": self._requires_grad,
+            "grad": None if grad is None else grad.copy(),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["data"], state["name"], state["requires_grad"])  # type: ignore[misc]  # a fresh parameter
+        self._grad = state["grad"]

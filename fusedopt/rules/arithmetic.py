@@ -1,0 +1,37 @@
+"""Functions for rules beyond NumPy's operators: the same bits on every processor, and traceable like the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def power(base: Any, count: Any) -> Any:
+    """base**count for a whole, non-negative count, by squaring: multiplications alone, so every chip agrees.
+
+    libm's `pow` differs in the last bit from one processor to the next; ten squarings reach step 1,000.
+    """
+    if hasattr(count, "traced_power"):
+        return count.traced_power(base)
+    result, count = np.float64(1.0), int(count)
+    while count:
+        if count & 1:
+            result = result * base
+        base, count = base * base, count >> 1
+    return result
+
+
+def larger(a: Any, b: Any) -> Any:
+    """The larger of two values; NaN if either is, as torch.maximum. (np.maximum's zeros differ from chip to chip.)"""
+    return np.where(a < b, b, np.where(b != b, b, a))  # b != b: b is NaN
+
+
+def smaller(a: Any, b: Any) -> Any:
+    """The smaller of two values; NaN if either is, as torch.minimum."""
+    return np.where(b < a, b, np.where(b != b, b, a))
+
+
+def sign(x: Any) -> Any:
+    """1, -1 or 0; 0 for NaN, as torch.sign. (np.sign keeps NaN.)"""
+    return np.where(x > 0, 1.0, np.where(x < 0, -1.0, 0.0))

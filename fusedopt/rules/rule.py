@@ -1,0 +1,201 @@
+"""What a rule is: a frozen dataclass of hyperparameters, the names of its state, and two pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import numbers
+import re
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace as Values
+from typing import Any, ClassVar, TypeVar, cast
+
+import numpy as np
+
+Self = TypeVar("Self", bound="Rule")
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A range of numbers as one writes it: `[0, 1)` has 0 in it and 1 not. NaN is in none."""
+
+    text: str
+
+    def __contains__(self, value: float) -> bool:
+        left, low, high, right = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])", self.text).groups()  # type: ignore[union-attr]  # our own literals
+        above = value >= float(low) if left == "[" else value > float(low)
+        below = value <= float(high) if right == "]" else value < float(high)
+        return above and below
+
+
+def hyperparameter(
+    default: Any, interval: str = "", doc: str = "", *, switch: bool = False, kw_only: bool = False, fixed: bool = False
+) -> Any:
+    """Declare one hyperparameter of a rule: the only place where its default, range and meaning are written.
+
+    Args:
+        default: A float, a tuple of floats, or a bool. A bool is a flag, and each of its values is a kernel variant.
+        interval: The allowed range of a number (of each one in a tuple), such as `"[0, inf)"`.
+        doc: What it is, for `help()` and the documentation.
+        switch: The number is also a flag: `if self.momentum:` in a rule asks whether it is on (not zero).
+        kw_only: It can be given by keyword only.
+        fixed: It cannot be given at all: the rule is defined by this value.
+    """
+    metadata = {"interval": Interval(interval) if interval else None, "doc": doc, "switch": switch}
+    return dataclasses.field(default=default, init=not fixed, kw_only=kw_only, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """One state array of a rule, shaped like the parameter and zero at first.
+
+    Args:
+        name: Its key in state dicts.
+        when: The flag or switch that it depends on; None if it is always there.
+    """
+
+    name: str
+    when: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Base class of update rules. A subclass is a frozen dataclass whose fields are `hyperparameter(...)`.
+
+    A rule is written once, in NumPy, and is the reference, the CPU path and the CUDA kernel. Its two methods are pure:
+
+    - `scalars(step, a)` computes, in float64, what depends on hyperparameters (`self.lr`, ...), the number of this
+      update (`step`, 1.0 at the first) and scalar state (`a.name`) alone. It returns `Values(name=...)`; a value named
+      like a scalar state is that state's new value. It may use + - * /, comparisons, `np.sqrt`, `np.where`, `power`.
+    - `update(p, g, s, c)` takes parameter, gradient, states (`s.name`) and the scalars (`c.name`), and returns the new
+      parameter and `Values(state=...)`. It uses NumPy operations on whole arrays, never writes in place, and branches
+      on flags and switches alone (`if self.amsgrad:`).
+
+    Class attributes:
+        state: Names of the state arrays, or `State(name, when=flag)`, in the order in which they are kept.
+        scalar_state: Initial values of the float64 scalars kept for each parameter, by name.
+        step_key: The counter's key in state dicts. None: the counter is not in them; it is the age of the state, which
+            starts from the gradient, so `step == 1` means that the state arrays hold nothing yet.
+    """
+
+    state: ClassVar[tuple[str | State, ...]] = ()
+    scalar_state: ClassVar[Mapping[str, float]] = {}
+    step_key: ClassVar[str | None] = "step"
+
+    def scalars(self, step: Any, a: Any) -> Values:
+        raise NotImplementedError(f"rule {type(self).__name__} has no method scalars(self, step, a)")
+
+    def update(self, p: Any, g: Any, s: Any, c: Any) -> tuple[Any, Values]:
+        raise NotImplementedError(f"rule {type(self).__name__} has no method update(self, p, g, s, c)")
+
+    def check(self) -> None:
+        """Raise ValueError where hyperparameters do not fit together; each one's own range is checked before."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(type(self).__name__, field, getattr(self, field.name)))
+        self.check()
+
+    # What the rest of the library asks of a rule.
+
+    @classmethod
+    def options(cls) -> dict[str, dataclasses.Field[Any]]:
+        """All hyperparameters and flags by name, in the order of the signature."""
+        return {field.name: field for field in dataclasses.fields(cls)}
+
+    @classmethod
+    def all_states(cls) -> tuple[State, ...]:
+        """Every state array that some variant of the rule keeps."""
+        return tuple(State(entry) if isinstance(entry, str) else entry for entry in cls.state)
+
+    @property
+    def kept_states(self) -> tuple[str, ...]:
+        """Names of the state arrays that the rule keeps with these flags."""
+        return tuple(s.name for s in self.all_states() if s.when is None or bool(getattr(self, s.when)))
+
+    @property
+    def counts(self) -> bool:
+        """Whether an update advances the counter: where it is the age of state that this variant lacks, it does not."""
+        return self.step_key is not None or bool(self.kept_states) or bool(self.scalar_state)
+
+    @property
+    def flags(self) -> tuple[tuple[str, bool], ...]:
+        """The flags, and whether each switch is on: what tells one kernel variant from another."""
+        return tuple(
+            (name, bool(getattr(self, name)))
+            for name, field in self.options().items()
+            if isinstance(field.default, bool) or field.metadata["switch"]
+        )
+
+    @classmethod
+    def number_names(cls) -> tuple[str, ...]:
+        """The numbers of the hyperparameter table in order: `lr`, `betas[0]`, `betas[1]`, ..."""
+        return tuple(name for name, _ in _numbers({name: field.default for name, field in cls.options().items()}))
+
+    def numbers(self) -> list[float]:
+        """The values that go with `number_names`."""
+        return [value for _, value in _numbers({name: getattr(self, name) for name in self.options()})]
+
+    def with_numbers(self: Self, values: Mapping[str, Any]) -> Self:
+        """This rule with other things for its numbers (np.float64, or a tracer's symbols), unchecked."""
+        copy = cast(Self, object.__new__(type(self)))
+        for name in self.options():
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                value = tuple(values[f"{name}[{i}]"] for i in range(len(value)))
+            object.__setattr__(copy, name, value if isinstance(value, tuple) else values.get(name, value))
+        return copy
+
+    def in_float64(self: Self) -> Self:
+        """This rule with np.float64 numbers, with which `scalars` computes as CUDA does: 1/0 is inf."""
+        return self.with_numbers({name: np.float64(x) for name, x in zip(self.number_names(), self.numbers())})
+
+    @classmethod
+    def unknown_option(cls, name: object) -> str:
+        """The sentence for an option that the rule does not have."""
+        near = difflib.get_close_matches(str(name), cls.options(), n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(cls.options())}."
+        return f"{cls.__name__} has no option {name!r}; {hint}"
+
+
+def _numbers(options: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in options.items():
+        if isinstance(value, tuple):
+            yield from ((f"{name}[{i}]", x) for i, x in enumerate(value))
+        elif not isinstance(value, bool):
+            yield name, value
+
+
+def _checked(rule: str, field: dataclasses.Field[Any], value: Any) -> Any:
+    """The value as bool, float or tuple of floats, or an error that names it."""
+    default = field.default
+    if not field.init and value != default:
+        raise ValueError(f"{rule}: {field.name} is {default} by definition, got {value!r}; leave it out.")
+    if isinstance(default, bool):
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{rule}: {field.name} is a flag, True or False, got {value!r}.")
+        return bool(value)
+    if not isinstance(default, tuple):
+        return _checked_number(f"{rule}: {field.name}", field.metadata["interval"], value)
+    try:
+        items = tuple(value)
+    except TypeError:
+        items = ()
+    if len(items) != len(default) or isinstance(value, (str, Mapping)):
+        raise ValueError(f"{rule}: {field.name} must be {len(default)} numbers such as {default}, got {value!r}.")
+    return tuple(
+        _checked_number(f"{rule}: {field.name}[{i}]", field.metadata["interval"], item) for i, item in enumerate(items)
+    )
+
+
+def _checked_number(what: str, interval: Interval | None, value: Any) -> float:
+    zero_dimensional = getattr(value, "shape", None) == () and hasattr(value, "item")
+    if zero_dimensional:
+        value = value.item()
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{what} must be a number, got {value!r} ({type(value).__name__}).")
+    number = float(value)
+    if math.isnan(number) or (interval is not None and number not in interval):
+        raise ValueError(f"{what} must be in {interval.text if interval else '(-inf, inf)'}, got {number}.")
+    return number

@@ -1,0 +1,204 @@
+"""State dicts: what an arena holds as NumPy arrays under torch's and MegEngine's keys, and back again to the bit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fusedopt.groups import Group, changed_rule
+from fusedopt.layout import NO_HISTORY, Arena
+from fusedopt.parameter import Parameter
+from fusedopt.rules.rule import Rule
+
+Array = np.ndarray[Any, Any]
+
+
+class LiveState(Mapping[Parameter, dict[str, Any]]):
+    """The state of an optimizer's parameters as views of its buffers; empty for a parameter without a step yet."""
+
+    def __init__(self, arenas: Iterator[Arena]) -> None:
+        self._places = {
+            parameter: (arena, index) for arena in arenas for index, parameter in enumerate(arena.parameters)
+        }
+
+    def __getitem__(self, parameter: Parameter) -> dict[str, Any]:
+        arena, index = self._places[parameter]
+        return _views(arena, index, arena.counters, arena.states) if arena.cohorts[index] != NO_HISTORY else {}
+
+    def __iter__(self) -> Iterator[Parameter]:
+        return (p for p, (arena, index) in self._places.items() if arena.cohorts[index] != NO_HISTORY)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _views(arena: Arena, index: int, counters: Any, states: Mapping[str, Any]) -> dict[str, Any]:
+    rule = arena.group.rule
+    named = {rule.step_key: 0} if rule.step_key is not None else {}
+    named |= {name: 1 + i for i, name in enumerate(rule.scalar_state)}
+    scalars = {name: counters[index, column : column + 1].reshape(()) for name, column in named.items()}
+    return scalars | {name: arena.view(buffer, index) for name, buffer in states.items()}
+
+
+def make_state(arena: Arena) -> None:
+    """Allocate the state of all trainable parameters before their first step, as zeros."""
+    rule, trainable = arena.group.rule, np.frombuffer(arena.trainable, np.uint8).astype(bool)
+    for name in rule.kept_states:
+        arena.state(name)
+    arena.part_cohorts(trainable & (arena.cohorts == NO_HISTORY))
+    if rule.step_key is None and rule.kept_states:
+        counters = arena.memory.host(arena.counters)
+        counters[trainable, 0] = np.maximum(counters[trainable, 0], 1)  # zeros are a state of age 1, not none
+        arena.counters[...] = arena.memory.asarray(counters)
+
+
+def state_dict(groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]) -> dict[str, Any]:
+    """One copy to the host for each buffer; the arrays of the result are views of these copies."""
+    numbers = _numbers(groups)
+    state: dict[int, dict[str, Any]] = {}
+    for arena in (arena for of_group in arenas for arena in of_group):
+        host = arena.memory.host
+        counters, states = host(arena.counters), {name: host(buffer) for name, buffer in arena.states.items()}
+        for index, parameter in enumerate(arena.parameters):
+            unused = arena.group.rule.step_key is None and counters[index, 0] == 0
+            entry = _views(arena, index, counters, {} if unused else states)
+            if arena.cohorts[index] != NO_HISTORY and entry:
+                state[numbers[id(parameter)]] = entry
+    saved = [
+        {key: value for key, value in group.items() if key != "params"}
+        | {"params": [numbers[id(parameter)] for parameter in group["params"]]}
+        for group in groups
+    ]
+    return {"state": dict(sorted(state.items())), "param_groups": saved}
+
+
+def load_state_dict(
+    saved: Mapping[str, Any], groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]
+) -> None:
+    """Check all of a state dict, then copy it into the buffers that are there."""
+    rules, extras, ids = _checked_groups(saved, groups)
+    entries: dict[int, Mapping[str, Any]] = {}
+    for number, parameter in enumerate(p for group in groups for p in group["params"]):
+        entries[id(parameter)] = saved["state"].get(ids[number], {})
+    stray = set(saved["state"]) - set(ids)
+    if stray:
+        warnings.warn(f"state of {sorted(map(str, stray))} belongs to no param group and is left out.", stacklevel=3)
+    checked = [
+        (arena, rule, [_checked_entry(entries[id(p)], rule, p, arena) for p in arena.parameters])
+        for rule, of_group in zip(rules, arenas)
+        for arena in of_group
+    ]
+    for group, rule, extra in zip(groups, rules, extras):
+        group.adopt(rule, extra)
+    for arena, rule, loaded in checked:
+        _fill(arena, rule, loaded)
+
+
+def _numbers(groups: Sequence[Group]) -> dict[int, int]:
+    return {id(p): number for number, p in enumerate(p for group in groups for p in group["params"])}
+
+
+def _checked_groups(
+    saved: Mapping[str, Any], groups: Sequence[Group]
+) -> tuple[list[Rule], list[dict[str, Any]], list[Any]]:
+    """The rules with the saved hyperparameters, the keys beside them, and the saved id of each parameter in order."""
+    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):
+        raise ValueError("a state dict has the keys 'state' and 'param_groups'; give what state_dict() returned.")
+    theirs = list(saved["param_groups"])
+    if len(theirs) != len(groups):
+        raise ValueError(
+            f"the state dict has {len(theirs)} param groups and the optimizer {len(groups)}; build it with as many."
+        )
+    rules: list[Rule] = []
+    extras: list[dict[str, Any]] = []
+    ids: list[Any] = []
+    for number, (group, entry) in enumerate(zip(groups, theirs)):
+        if len(entry["params"]) != len(group["params"]):
+            raise ValueError(
+                f"param group {number} of the state dict has {len(entry['params'])} parameters and the optimizer's has "
+                f"{len(group['params'])}; they must be the same parameters in the same order."
+            )
+        options = group.rule.options()
+        given = {key: value for key, value in entry.items() if key in options and options[key].init}
+        missing = [key for key, field in options.items() if field.init and key not in given]
+        if missing:
+            kept = ", ".join(f"{key}={group[key]!r}" for key in missing)
+            warnings.warn(f"param group {number} of the state dict lacks {kept}; these values are kept.", stacklevel=4)
+        try:
+            rules.append(changed_rule(group.rule, given))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"param group {number} of the state dict: {error}") from None
+        extras.append({key: value for key, value in entry.items() if key not in options and key != "params"})
+        ids.extend(entry["params"])
+    return rules, extras, ids
+
+
+def _checked_entry(entry: Mapping[str, Any], rule: Rule, parameter: Parameter, arena: Arena) -> dict[str, Any] | None:
+    """A parameter's numbers under their names and its arrays, or None where it has no state."""
+    entry = {key: value for key, value in entry.items() if value is not None}
+    if not entry:
+        return None
+    what, states = f"the state of {parameter.described}", [state.name for state in rule.all_states()]
+    scalars = [*([rule.step_key] if rule.step_key is not None else []), *rule.scalar_state]
+    for key in entry:
+        if key not in states and key not in scalars:
+            names = ", ".join([*scalars, *states]) or "no state"
+            raise ValueError(f"{what} has {key!r}; {type(rule).__name__} keeps {names}.")
+    for key in [*scalars, *rule.kept_states]:
+        if key not in entry:
+            raise KeyError(f"{what} lacks {key!r}; it has {', '.join(map(repr, entry))}.")
+    return {
+        key: _number(f"{what}: {key}", value, whole=key == rule.step_key) if key in scalars
+        else _array(f"{what}: {key}", value, parameter)
+        for key, value in entry.items()
+    }  # fmt: skip
+
+
+def _number(what: str, value: Any, whole: bool) -> float:
+    if getattr(value, "size", 1) != 1 and not callable(getattr(value, "size", None)):
+        raise ValueError(f"{what} must be one number, got an array of shape {value.shape}.")
+    try:
+        number = float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{what} must be a number, got {value!r}.") from None
+    if whole and not (number >= 0 and number == np.floor(number) and number < 2**53):
+        raise ValueError(f"{what} must be a whole number from 0, got {value!r}.")
+    return number
+
+
+def _array(what: str, value: Any, parameter: Parameter) -> Any:
+    if not hasattr(value, "shape") or not isinstance(getattr(value, "dtype", None), np.dtype):
+        raise TypeError(f"{what} must be a NumPy array, got {type(value).__name__}; convert it, as with tensor.numpy().")
+    if tuple(value.shape) != parameter.shape:
+        raise ValueError(f"{what} has shape {tuple(value.shape)} and the parameter {parameter.shape}.")
+    if value.dtype != parameter.dtype:
+        raise TypeError(
+            f"{what} has dtype {value.dtype} and the parameter {parameter.dtype}; nothing is cast silently: convert it "
+            f"with .astype({parameter.dtype.name!r}) where that is meant."
+        )
+    return value
+
+
+def _fill(arena: Arena, rule: Rule, loaded: Sequence[Mapping[str, Any] | None]) -> None:
+    """Write counters and states; buffers stay where they are, since tables and captured graphs point at them."""
+    counters = np.tile(arena.initial, (len(loaded), 1))
+    histories: list[object] = []
+    for index, entry in enumerate(loaded):
+        if entry is not None:
+            counters[index, 0] = 1.0 if rule.step_key is None else entry[rule.step_key]
+            for column, name in enumerate(rule.scalar_state, 1):
+                counters[index, column] = entry[name]
+        histories.append(None if entry is None else counters[index].tobytes())
+    arena.counters[...] = arena.memory.asarray(counters)
+    arena.join_cohorts(histories)
+    names = {name for entry in loaded if entry for name in entry if name in {s.name for s in rule.all_states()}}
+    for name in sorted(names | set(arena.states), key=[s.name for s in rule.all_states()].index):
+        host = np.zeros(len(arena.data), arena.dtype)
+        for index, entry in enumerate(loaded):
+            if entry is not None and name in entry:
+                value = entry[name]
+                arena.view(host, index)[...] = value.get() if hasattr(value, "get") else value
+        arena.state(name)[...] = arena.memory.asarray(host)

@@ -1,0 +1,262 @@
+"""A rule becomes a list of statements: its two functions run once on symbols, through NumPy's own protocols.
+
+The statements have two consumers, `cuda_text` and `backends.numpy`. Nothing here knows either of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+from fusedopt.rules.rule import Rule, Values
+
+COMPARISONS = {np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal}
+ARITHMETIC = {np.add, np.subtract, np.multiply, np.divide, np.negative, np.sqrt, np.absolute}
+OPERATIONS = ARITHMETIC | COMPARISONS
+WHERE, POWER, INPUT, CONSTANT = "where", "power", "input", "constant"
+
+
+class TracingError(TypeError):
+    """A rule does something that cannot become a kernel; the message names the rule, the thing and the cure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Statement:
+    """One operation on earlier statements.
+
+    Attributes:
+        operation: A ufunc of `OPERATIONS`, or `where`, `power`, `input`, `constant`.
+        operands: Numbers of the statements it reads.
+        value: An input's name, such as `p` or `s.exp_avg`; a constant's value.
+        boolean: Whether it is a truth value rather than a number.
+        uniform: Whether it is the same for all elements, as everything made from `c.` alone is.
+    """
+
+    operation: Any
+    operands: tuple[int, ...] = ()
+    value: Any = None
+    boolean: bool = False
+    uniform: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """Statements in the order in which they can be executed, and the number of the statement that gives each result."""
+
+    statements: tuple[Statement, ...]
+    results: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Traced:
+    """A rule with its flags fixed, as two programs.
+
+    Attributes:
+        title: The rule and its flags, as one writes them.
+        prologue: `scalars`: inputs `h.lr`, `h.betas[0]`, ..., `step`, `a.name`; results are the constants by name.
+        body: `update`: inputs `p`, `g`, `s.name`, `c.name`; results `p` and each state by name.
+        constants: Names of the numbers that the prologue hands to the body.
+        states: Names of the state arrays, in order.
+        scalar_state: Names of the scalar states, in order.
+        advanced: Those of them that the prologue gives a new value.
+    """
+
+    title: str
+    prologue: Program
+    body: Program
+    constants: tuple[str, ...]
+    states: tuple[str, ...]
+    scalar_state: tuple[str, ...]
+    advanced: tuple[str, ...]
+
+
+class _Trace:
+    """The statements so far; equal ones are one."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.statements: list[Statement] = []
+        self._numbers: dict[Statement, int] = {}
+
+    def add(self, statement: Statement) -> Symbol:
+        # A constant's key is its repr: 0.0 and -0.0 are equal to Python and not to a rule.
+        key = dataclasses.replace(statement, value=repr(statement.value))
+        if key not in self._numbers:
+            self._numbers[key] = len(self.statements)
+            self.statements.append(statement)
+        return Symbol(self, self._numbers[key])
+
+    def input(self, name: str, uniform: bool) -> Symbol:
+        return self.add(Statement(INPUT, value=name, uniform=uniform))
+
+    def apply(self, operation: Any, *operands: Any) -> Symbol:
+        symbols = [self.symbol(operand) for operand in operands]
+        statements = [self.statements[symbol.number] for symbol in symbols]
+        if operation in ARITHMETIC and any(s.boolean for s in statements):
+            raise TracingError(f"{self.what} calculates with a truth value; choose between numbers with np.where.")
+        boolean = operation in COMPARISONS
+        if operation is WHERE and (statements[1].boolean or statements[2].boolean):
+            raise TracingError(f"{self.what}: np.where must choose between numbers, not between truth values.")
+        uniform = all(s.uniform for s in statements)
+        return self.add(Statement(operation, tuple(s.number for s in symbols), boolean=boolean, uniform=uniform))
+
+    def symbol(self, value: Any) -> Symbol:
+        if isinstance(value, Symbol):
+            if value.trace is not self:
+                raise TracingError(f"{self.what} uses a value of another function; hand it over in the scalars.")
+            return value
+        if isinstance(value, Unavailable):
+            value.refuse()
+        if isinstance(value, (bool, int, float)) and not isinstance(value, np.generic):
+            return self.add(Statement(CONSTANT, value=float(value), uniform=True))
+        raise TracingError(
+            f"{self.what} uses {value!r} ({type(value).__name__}) as a constant; use a Python number, whose type "
+            f"follows the parameter's."
+        )
+
+
+class Symbol(NDArrayOperatorsMixin):
+    """Stands for an array or a scalar in a rule; every operation on it adds a statement."""
+
+    __slots__ = ("number", "trace", "truth")
+
+    def __init__(self, trace: _Trace, number: int, truth: bool | None = None) -> None:
+        self.trace, self.number, self.truth = trace, number, truth
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **keywords: Any) -> Symbol:
+        if method != "__call__" or keywords:
+            what = f"np.{ufunc.__name__}" + (f".{method}" if method != "__call__" else f" with {', '.join(keywords)}=")
+            raise TracingError(f"{self.trace.what} uses {what}; operations are called plainly, and write nothing.")
+        if ufunc is np.square or (ufunc is np.power and inputs[1] == 2):
+            return self.trace.apply(np.multiply, inputs[0], inputs[0])
+        if ufunc not in OPERATIONS:
+            raise self._unknown(ufunc.__name__)
+        return self.trace.apply(ufunc, *inputs)
+
+    def __array_function__(self, function: Any, types: Any, arguments: tuple[Any, ...], keywords: Any) -> Symbol:
+        if function is not np.where or keywords or len(arguments) != 3:
+            raise self._unknown(function.__name__)
+        return self.trace.apply(WHERE, *arguments)
+
+    def traced_power(self, base: Any) -> Symbol:
+        return self.trace.apply(POWER, base, self)
+
+    def _unknown(self, name: str) -> TracingError:
+        instead = {
+            "maximum": " Use fusedopt.rules.larger.",
+            "minimum": " Use fusedopt.rules.smaller.",
+            "sign": " Use fusedopt.rules.sign.",
+            "power": " Use fusedopt.rules.power in scalars, or multiply.",
+            "float_power": " Use fusedopt.rules.power in scalars.",
+        }.get(name, "")
+        names = ", ".join(sorted(f"np.{u.__name__}" for u in OPERATIONS))
+        return TracingError(
+            f"{self.trace.what} uses np.{name}, which has no kernel form.{instead} There are {names}, np.where, and "
+            f"larger, smaller, sign and power of fusedopt.rules."
+        )
+
+    def __bool__(self) -> bool:
+        if self.truth is None:
+            raise TracingError(
+                f"{self.trace.what} branches on a value; use np.where, or declare the hyperparameter a flag or a switch."
+            )
+        return self.truth
+
+    def __float__(self) -> float:
+        raise TracingError(f"{self.trace.what} turns a value into a Python number; keep to NumPy's operations.")
+
+    __int__ = __index__ = __float__  # type: ignore[assignment]  # each only raises
+
+    def __iter__(self) -> Any:
+        raise TracingError(f"{self.trace.what} iterates over or indexes a value; a rule sees one element at a time.")
+
+    def __getitem__(self, _: object) -> Any:
+        return self.__iter__()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # NumPy asks whether there is an __array_interface__, and the like
+            raise AttributeError(name)
+        raise TracingError(f"{self.trace.what} uses .{name} of a value; a rule sees one element at a time.")
+
+
+class Unavailable(NDArrayOperatorsMixin):
+    """A hyperparameter inside `update`: it has no value there, but a switch still tells whether it is on."""
+
+    def __init__(self, what: str, truth: bool | None) -> None:
+        self.what, self.truth = what, truth
+
+    def refuse(self) -> Any:
+        raise TracingError(f"{self.what}; compute it in scalars and read it from c.")
+
+    def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
+        self.refuse()
+
+    __array_function__ = __float__ = __array_ufunc__
+
+    def __bool__(self) -> bool:
+        if self.truth is None:
+            self.refuse()
+        return bool(self.truth)
+
+
+_traced: dict[tuple[type[Rule], tuple[tuple[str, bool], ...]], Traced] = {}
+
+
+def trace(rule: Rule) -> Traced:
+    """The two programs of a rule with its flags; made once for each combination of them.
+
+    Raises:
+        TracingError: The rule uses an operation that has no kernel form, branches on a value, returns something of
+            another shape, or does not return its states.
+    """
+    key = (type(rule), rule.flags)
+    if key not in _traced:
+        _traced[key] = _trace(rule)
+    return _traced[key]
+
+
+def _trace(rule: Rule) -> Traced:
+    cls, truths = type(rule), dict(rule.flags)
+    title = f"{cls.__name__}({', '.join(f'{name}={value}' for name, value in rule.flags)})"
+
+    trace = _Trace(f"{cls.__name__}.scalars")
+    numbers: dict[str, Any] = {}
+    for name in cls.number_names():
+        numbers[name] = trace.input(f"h.{name}", uniform=True)
+        numbers[name].truth = truths.get(name)
+    a = Values(**{name: trace.input(f"a.{name}", uniform=True) for name in cls.scalar_state})
+    scalars = rule.with_numbers(numbers).scalars(trace.input("step", uniform=True), a)
+    if not isinstance(scalars, Values):
+        raise TracingError(f"{trace.what} must return Values(name=...), got {type(scalars).__name__}.")
+    results = {name: trace.symbol(value).number for name, value in vars(scalars).items()}
+    prologue = Program(tuple(trace.statements), results)
+    advanced = tuple(name for name in results if name in cls.scalar_state)
+    constants = tuple(name for name in results if name not in cls.scalar_state)
+
+    trace = _Trace(f"{cls.__name__}.update")
+    p, g = trace.input("p", uniform=False), trace.input("g", uniform=False)
+    scale = trace.input("c.grad_scale", uniform=True)
+    g = np.where(scale != 1, g / scale, g)  # type: ignore[call-overload]  # a symbol
+    states = rule.kept_states
+    s = Values(**{name: trace.input(f"s.{name}", uniform=False) for name in states})
+    c = Values(**{name: trace.input(f"c.{name}", uniform=True) for name in constants})
+    hidden = {
+        name: Unavailable(f"{trace.what} reads the hyperparameter {name}", truths.get(name))
+        for name in cls.number_names()
+    }
+    p, new = rule.with_numbers(hidden).update(p, g, s, c)
+    if set(vars(new)) != set(states):
+        raise TracingError(
+            f"{trace.what} must return exactly its states ({', '.join(states) or 'none'}) for {title}, "
+            f"got {', '.join(vars(new)) or 'none'}."
+        )
+    results = {"p": trace.symbol(p).number} | {name: trace.symbol(getattr(new, name)).number for name in states}
+    for name, number in results.items():
+        if trace.statements[number].boolean:
+            raise TracingError(f"{trace.what} returns a truth value for {name}; it must return numbers.")
+    return Traced(title, prologue, Program(tuple(trace.statements), results), constants, states, tuple(cls.scalar_state), advanced)
+

@@ -1,0 +1,23 @@
+// Arithmetic that gives the same bits on every processor, and as NumPy: no libm, no contraction, no flush to zero.
+#pragma once
+
+#ifdef __CUDACC__
+__device__ inline float square_root(float x) { return __fsqrt_rn(x); }
+__device__ inline double square_root(double x) { return __dsqrt_rn(x); }
+__device__ inline float magnitude(float x) { return fabsf(x); }
+__device__ inline double magnitude(double x) { return fabs(x); }
+#else
+#include <cmath>
+inline float square_root(float x) { return std::sqrt(x); }
+inline double square_root(double x) { return std::sqrt(x); }
+inline float magnitude(float x) { return std::fabs(x); }
+inline double magnitude(double x) { return std::fabs(x); }
+#endif
+
+// base^count for a whole count, by squaring, as fusedopt.rules.power.
+__device__ inline double power(double base, double count) {
+  double result = 1;
+  for (unsigned long long rest = (unsigned long long)count; rest; rest >>= 1, base *= base)
+    if (rest & 1) result *= base;
+  return result;
+}

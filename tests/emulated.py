@@ -1,0 +1,88 @@
+"""A device that is none: `device.py`'s surface once more, with the kernel compiled by g++ and host memory.
+
+Copies to it are carried out as late as a GPU may carry them out: a pinned buffer that is written again too early
+corrupts the table. `EmulatedArray` is an array of it; fusedopt finds the backend through its type.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+from emulator.build import build, launch
+
+from fusedopt.backends.device import DeviceBackend
+from fusedopt.backends.numpy import aligned_zeros
+
+
+class EmulatedArray(np.ndarray):
+    """Memory of the first emulated device."""
+
+    __fusedopt_backend__: Any = None
+
+    @property
+    def device(self) -> str:
+        return self.__fusedopt_backend__.device
+
+
+class OtherArray(EmulatedArray):
+    """Memory of the second one."""
+
+
+class EmulatedSurface:
+    multiprocessors = 1
+    threads = 64
+
+    def __init__(self, device: str, array_type: type, order: int = 0) -> None:
+        self.device, self.array_type, self.order = device, array_type, order
+        self.launches: list[np.ndarray] = []
+        self.sanitize: str | None = None
+        self._pending: list[tuple[int, Any, np.ndarray]] = []
+        self._events = itertools.count()
+
+    def zeros(self, count: int, dtype: np.dtype) -> Any:
+        return aligned_zeros(count, dtype).view(self.array_type)
+
+    def asarray(self, array: Any) -> Any:
+        return np.asarray(array).view(self.array_type)
+
+    def host(self, array: Any) -> np.ndarray:
+        self._carry_out()
+        return np.array(array)
+
+    def pointer(self, array: Any) -> int:
+        return array.ctypes.data
+
+    def pinned(self, nbytes: int) -> np.ndarray:
+        return np.zeros(nbytes, np.uint8)
+
+    def copy(self, to: Any, source: np.ndarray) -> int:
+        event = next(self._events)
+        self._pending.append((event, to, source))
+        return event
+
+    def wait(self, event: int) -> None:
+        self._carry_out(event)
+
+    def _carry_out(self, until: float = float("inf")) -> None:
+        for _, to, source in [item for item in self._pending if item[0] <= until]:
+            np.asarray(to).view(np.uint8)[: source.nbytes] = source
+        self._pending = [item for item in self._pending if item[0] > until]
+
+    def kernel(self, source: str, headers: dict[str, str]) -> Any:
+        return build(source, headers, sanitize=self.sanitize)
+
+    def launch(self, kernel: Any, blocks: int, arguments: np.ndarray) -> None:
+        self._carry_out()
+        self.launches.append(arguments.copy())
+        launch(kernel, "fused_step", blocks, self.threads, arguments.tobytes(), self.order)
+
+
+for number, kind in enumerate((EmulatedArray, OtherArray)):
+    kind.__fusedopt_backend__ = DeviceBackend(EmulatedSurface(f"emulated:{number}", kind))
+
+
+def array(values: Any) -> EmulatedArray:
+    """A copy on the first emulated device."""
+    return np.array(values).view(EmulatedArray)
