@@ -201,7 +201,7 @@ def _write_tree(archive: zipfile.ZipFile, state: Any) -> None:
     tree = {"format": _FORMAT, "version": _VERSION, "state": state}
     # surrogatepass: a str may hold half a surrogate pair; json.loads decodes in the same way.
     text = json.dumps(tree, ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogatepass")
-    with archive.open(_TREE, "w") as member:
+    with archive.open(_TREE, "w", force_zip64=True) as member:
         member.write(text)
     archive.comment = hashlib.sha256(text).hexdigest().encode()
 

@@ -109,7 +109,7 @@ def _struct(name: str, variant: Variant, hyperparameters: Sequence[str]) -> list
         f"  static __device__ void scalars({', '.join(prologue_arguments)}) {{",
         *_lines(traced.prologue, prologue, targets, "double"),
         "  }",
-        f"  static __device__ void update(const Constants& c, real& p, real g, real*{' s' if traced.states else ''}) {{",
+        f"  static __device__ void update(const Constants& c, real& p, real g, real*{' s' * bool(traced.states)}) {{",
         *_lines(traced.body, body, results, "real"),
         "  }",
         "};",

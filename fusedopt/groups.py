@@ -62,7 +62,7 @@ class Group(dict[str, Any]):
     def _refuse(self, *_: Any) -> NoReturn:
         raise TypeError("a param group keeps all of its options; assign another value instead.")
 
-    __delitem__ = pop = popitem = clear = _refuse  # type: ignore[assignment]  # each only raises
+    __delitem__ = pop = popitem = clear = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
@@ -100,7 +100,8 @@ def _group(entry: Any, where: str) -> dict[str, Any]:
     if not isinstance(entry, Mapping):
         raise TypeError(f"{where} is a {type(entry).__name__} beside dicts; make all of them dicts.")
     if "params" not in entry:
-        raise ValueError(f"{where} is a param group without 'params'; it has {', '.join(map(repr, entry)) or 'no keys'}.")
+        keys = ", ".join(map(repr, entry)) or "no keys"
+        raise ValueError(f"{where} is a param group without 'params'; it has {keys}.")
     group = dict(entry)
     params = group["params"]
     params = [params] if isinstance(params, Parameter) else _in_order(params, f"{where}['params']")

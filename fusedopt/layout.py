@@ -69,9 +69,7 @@ class Arena:
         cohorts: A number a parameter; equal numbers have had the same steps attempted, so their counters are equal.
     """
 
-    def __init__(
-        self, memory: Memory, group: HasRule, parameters: Sequence[Parameter], changes: Changes
-    ) -> None:
+    def __init__(self, memory: Memory, group: HasRule, parameters: Sequence[Parameter], changes: Changes) -> None:
         self.memory, self.group, self.parameters, self.changes = memory, group, tuple(parameters), changes
         self.dtype = parameters[0].dtype
         self.sizes = [parameter.size for parameter in parameters]

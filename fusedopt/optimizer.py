@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar, overload
 
-
 from fusedopt import state_dict as _state_dict
 from fusedopt.backends import Backend, Plan, backend_of
 from fusedopt.groups import Group, changed_rule, groups_of
@@ -15,6 +14,9 @@ from fusedopt.layout import Arena, Changes, spans_of
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
 from fusedopt.tracing import Traced, trace
+
+# Attributes that a copy makes anew: they hold buffers, or count what happened to them.
+_REBUILT = ("changes", "_seen", "_groups", "_arenas", "_backends", "_stepping", "_traced", "_plans")
 
 Loss = TypeVar("Loss")
 Self = TypeVar("Self", bound="Optimizer")
@@ -25,8 +27,8 @@ class Optimizer:
     `class Mine(fusedopt.Optimizer, rule=MyRule): pass`.
 
     Args:
-        params: A Parameter, an iterable of Parameters or of (name, Parameter) pairs, or of dicts with a key "params" and
-            options for these alone. The optimizer moves the parameters' data into its flat buffers.
+        params: A Parameter, an iterable of Parameters or of (name, Parameter) pairs, or of dicts with a key "params"
+            and options for these alone. The optimizer moves the parameters' data into its flat buffers.
         *args, **options: The rule's hyperparameters; for groups that have none of their own.
 
     Attributes:
@@ -48,7 +50,7 @@ class Optimizer:
         if rule is None:
             return
         cls.rule = rule
-        options = inspect.signature(rule)
+        options = inspect.signature(rule, eval_str=True)
         params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         cls.__signature__ = options.replace(  # type: ignore[attr-defined]  # read by help() and inspect
             parameters=[params, *options.parameters.values()], return_annotation=inspect.Signature.empty
@@ -253,15 +255,15 @@ class Optimizer:
         self._seen, self._stepping = Changes(-1, -1), []
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {key: value for key, value in self.__dict__.items() if not key.startswith("_") and key != "changes"}
-        return {"own": own, "default": self._default, "groups": [dict(g) for g in self._groups], "state": self.state_dict()}
+        kept = {key: value for key, value in self.__dict__.items() if key not in _REBUILT}
+        params = [list(group["params"]) for group in self._groups]
+        return {"kept": kept, "params": params, "state_dict": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._begin(state["default"])
-        self.__dict__.update(state["own"])
-        known = self.rule.options()
-        self._add([{k: v for k, v in g.items() if k in known or k in ("params", "param_names")} for g in state["groups"]])
-        self.load_state_dict(state["state"])
+        self._begin(state["kept"]["_default"])
+        self.__dict__.update(state["kept"])
+        self._add([{"params": params} for params in state["params"]])
+        self.load_state_dict(state["state_dict"])
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
@@ -269,5 +271,3 @@ class Optimizer:
             lines.append(f"Parameter Group {number}: {len(group['params'])} parameters")
             lines += [f"    {key}: {value}" for key, value in group.items() if key != "params"]
         return "\n".join([*lines, ")"])
-
-

@@ -75,9 +75,7 @@ def state_dict(groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]) -> di
     return {"state": dict(sorted(state.items())), "param_groups": saved}
 
 
-def load_state_dict(
-    saved: Mapping[str, Any], groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]
-) -> None:
+def load_state_dict(saved: Mapping[str, Any], groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]) -> None:
     """Check all of a state dict, then copy it into the buffers that are there."""
     rules, extras, ids = _checked_groups(saved, groups)
     entries: dict[int, Mapping[str, Any]] = {}
@@ -171,7 +169,8 @@ def _number(what: str, value: Any, whole: bool) -> float:
 
 def _array(what: str, value: Any, parameter: Parameter) -> Any:
     if not hasattr(value, "shape") or not isinstance(getattr(value, "dtype", None), np.dtype):
-        raise TypeError(f"{what} must be a NumPy array, got {type(value).__name__}; convert it, as with tensor.numpy().")
+        kind = type(value).__name__
+        raise TypeError(f"{what} must be a NumPy array, got {kind}; convert it, as with tensor.numpy().")
     if tuple(value.shape) != parameter.shape:
         raise ValueError(f"{what} has shape {tuple(value.shape)} and the parameter {parameter.shape}.")
     if value.dtype != parameter.dtype:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from fusedopt.rules.rule import Rule, Values
+from fusedopt.rules import Rule, Values
 
 COMPARISONS = {np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal}
 ARITHMETIC = {np.add, np.subtract, np.multiply, np.divide, np.negative, np.sqrt, np.absolute}
@@ -162,14 +162,15 @@ class Symbol(NDArrayOperatorsMixin):
     def __bool__(self) -> bool:
         if self.truth is None:
             raise TracingError(
-                f"{self.trace.what} branches on a value; use np.where, or declare the hyperparameter a flag or a switch."
+                f"{self.trace.what} branches on a value; use np.where, or declare the hyperparameter a flag or "
+                f"a switch."
             )
         return self.truth
 
     def __float__(self) -> float:
         raise TracingError(f"{self.trace.what} turns a value into a Python number; keep to NumPy's operations.")
 
-    __int__ = __index__ = __float__  # type: ignore[assignment]  # each only raises
+    __int__ = __index__ = __float__
 
     def __iter__(self) -> Any:
         raise TracingError(f"{self.trace.what} iterates over or indexes a value; a rule sees one element at a time.")
@@ -240,7 +241,7 @@ def _trace(rule: Rule) -> Traced:
     trace = _Trace(f"{cls.__name__}.update")
     p, g = trace.input("p", uniform=False), trace.input("g", uniform=False)
     scale = trace.input("c.grad_scale", uniform=True)
-    g = np.where(scale != 1, g / scale, g)  # type: ignore[call-overload]  # a symbol
+    g = trace.apply(WHERE, scale != 1, g / scale, g)
     states = rule.kept_states
     s = Values(**{name: trace.input(f"s.{name}", uniform=False) for name in states})
     c = Values(**{name: trace.input(f"c.{name}", uniform=True) for name in constants})
@@ -258,5 +259,5 @@ def _trace(rule: Rule) -> Traced:
     for name, number in results.items():
         if trace.statements[number].boolean:
             raise TracingError(f"{trace.what} returns a truth value for {name}; it must return numbers.")
-    return Traced(title, prologue, Program(tuple(trace.statements), results), constants, states, tuple(cls.scalar_state), advanced)
-
+    body = Program(tuple(trace.statements), results)
+    return Traced(title, prologue, body, constants, states, tuple(cls.scalar_state), advanced)

@@ -47,7 +47,7 @@ template <class Variant>
 __device__ inline void prepare(const Launch& launch, const Span& span, Shared& shared) {
   typedef typename Variant::Constants Constants;
   static_assert(sizeof(Constants) <= sizeof(shared.constants), "the constants fit");
-  const double* before = span.counter->values;
+  const double* before = global(span.counter)->values;
   for (int i = 1; i <= SCALARS; i++) shared.next[i] = before[i];
   shared.next[0] = before[0] + 1;
   Constants constants;
@@ -57,35 +57,57 @@ __device__ inline void prepare(const Launch& launch, const Span& span, Shared& s
 }
 
 // Lane t of a warp owns elements 4t to 4t+3 of each tile of 128, counted from the span's start, whatever the alignment.
+// It takes them at once, doubles in two halves: more would not fit the registers.
 template <class Variant>
 __device__ inline void sweep(const Launch& launch, const Span& span, const Chunk& chunk, Shared& shared, bool entered) {
   typedef typename Variant::real real;
+  constexpr unsigned WIDTH = sizeof(real) == 8 ? 2 : 4;
   typename Variant::Parameter* parameter = global(static_cast<typename Variant::Parameter*>(span.parameter) + chunk.first);
   const typename Variant::Gradient* gradient = global(static_cast<const typename Variant::Gradient*>(span.gradient) + chunk.first);
   typename Variant::State* state[Variant::states + 1];  // + 1: an array of none is no C++
-  bool all_aligned = aligned(parameter) && aligned(gradient);
+  bool all_aligned = aligned<WIDTH>(parameter) && aligned<WIDTH>(gradient);
 #pragma unroll
   for (int k = 0; k < Variant::states; k++) {
     state[k] = global(static_cast<typename Variant::State*>(span.state[k]) + chunk.first);
-    all_aligned = all_aligned && aligned(state[k]);
+    all_aligned = all_aligned && aligned<WIDTH>(state[k]);
+  }
+  unsigned i = 4 * threadIdx.x;
+  if (entered) {  // memory is at work while one thread computes the constants
+    if (i < chunk.count) {
+      prefetch(parameter + i);
+      prefetch(gradient + i);
+#pragma unroll
+      for (int k = 0; k < Variant::states; k++) prefetch(state[k] + i);
+    }
+    if (threadIdx.x == 0) prepare<Variant>(launch, span, shared);
+    __syncthreads();
   }
   const auto& constants = *reinterpret_cast<const typename Variant::Constants*>(shared.constants);
-  unsigned i = 4 * threadIdx.x;
-  do {  // at least once, with no lanes where the chunk is short: every thread must come to the barrier
-    const unsigned lanes = i >= chunk.count ? 0 : chunk.count - i < 4 ? chunk.count - i : 4;
-    const bool wide = all_aligned && lanes == 4;
-    real p[4], g[4], s[Variant::states + 1][4];
-    load(parameter + i, lanes, wide, p);
-    load(gradient + i, lanes, wide, g);
+#pragma unroll 1
+  for (; i < chunk.count; i += (i + WIDTH) % 4 == 0 ? 4 * blockDim.x + WIDTH - 4 : WIDTH) {
+
+    asm volatile("" ::: "memory");
+    typename Variant::Parameter* parameter = global(static_cast<typename Variant::Parameter*>(span.parameter) + chunk.first);
+    const typename Variant::Gradient* gradient = global(static_cast<const typename Variant::Gradient*>(span.gradient) + chunk.first);
+    typename Variant::State* state[Variant::states + 1];  // + 1: an array of none is no C++
 #pragma unroll
-    for (int k = 0; k < Variant::states; k++) load(state[k] + i, lanes, wide, s[k]);
-    if (entered) {  // behind the first loads, so that memory is at work while one thread computes the constants
-      if (threadIdx.x == 0) prepare<Variant>(launch, span, shared);
-      __syncthreads();
-      entered = false;
+    for (int k = 0; k < Variant::states; k++) state[k] = global(static_cast<typename Variant::State*>(span.state[k]) + chunk.first);
+    const unsigned lanes = chunk.count - i < WIDTH ? chunk.count - i : WIDTH;
+    const bool wide = all_aligned && lanes == WIDTH;
+    real p[WIDTH], g[WIDTH], s[Variant::states + 1][WIDTH];
+    if (wide) {
+      load(parameter + i, p);
+      load(gradient + i, g);
+#pragma unroll
+      for (int k = 0; k < Variant::states; k++) load(state[k] + i, s[k]);
+    } else {
+      load(parameter + i, lanes, p);
+      load(gradient + i, lanes, g);
+#pragma unroll
+      for (int k = 0; k < Variant::states; k++) load(state[k] + i, lanes, s[k]);
     }
 #pragma unroll
-    for (unsigned lane = 0; lane < 4; lane++) {
+    for (unsigned lane = 0; lane < WIDTH; lane++) {
       real of_lane[Variant::states + 1];
 #pragma unroll
       for (int k = 0; k < Variant::states; k++) of_lane[k] = s[k][lane];
@@ -93,11 +115,16 @@ __device__ inline void sweep(const Launch& launch, const Span& span, const Chunk
 #pragma unroll
       for (int k = 0; k < Variant::states; k++) s[k][lane] = of_lane[k];
     }
-    store(parameter + i, lanes, wide, p);
+    if (wide) {
+      store(parameter + i, p);
 #pragma unroll
-    for (int k = 0; k < Variant::states; k++) store(state[k] + i, lanes, wide, s[k]);
-    i += 4 * blockDim.x;
-  } while (i < chunk.count);
+      for (int k = 0; k < Variant::states; k++) store(state[k] + i, s[k]);
+    } else {
+      store(parameter + i, lanes, p);
+#pragma unroll
+      for (int k = 0; k < Variant::states; k++) store(state[k] + i, lanes, s[k]);
+    }
+  }
 }
 
 // 256 threads, 4 blocks a multiprocessor: 64 registers a thread.
@@ -117,13 +144,13 @@ extern "C" __global__ void __launch_bounds__(256, 4) fused_step(const Launch lau
     bool last = false;
     if (threadIdx.x == 0 && span.chunks) {
       __threadfence();
-      last = atomicAdd(&span.counter->ticket, 1u) + 1 == span.chunks;
+      last = atomicAdd(&global(span.counter)->ticket, 1u) + 1 == span.chunks;
       __threadfence();
     }
     if (__syncthreads_or(last)) {
       for (unsigned k = threadIdx.x; k < span.parameters; k += blockDim.x)
-        for (int i = 0; i <= SCALARS; i++) span.counter[k].values[i] = shared.next[i];
-      if (threadIdx.x == 0) span.counter->ticket = 0;
+        for (int i = 0; i <= SCALARS; i++) global(span.counter)[k].values[i] = shared.next[i];
+      if (threadIdx.x == 0) global(span.counter)->ticket = 0;
       __syncthreads();
     }
   }

@@ -45,36 +45,71 @@ template <class T> __device__ inline T* global(T* pointer) {
   return pointer;
 }
 
-__device__ inline bool aligned(const void* pointer) { return (reinterpret_cast<unsigned long long>(pointer) & 15) == 0; }
+// Starts to fetch from memory into the second-level cache, and waits for nothing.
+__device__ inline void prefetch(const void* pointer) {
+#ifdef __CUDACC__
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer));
+#endif
+}
 
-// Four elements: one 128-bit access of floats, two of doubles, one 64-bit access of halves.
-template <class T> struct alignas(sizeof(T) == 2 ? 8 : 16) Pack { T lane[4]; };
+// Neighbouring elements of one lane: one 128-bit access of four floats or two doubles, one 64-bit access of four halves.
+template <class T, unsigned WIDTH> union alignas(sizeof(T) * WIDTH) Pack {
+  T lane[WIDTH];
+  unsigned word[sizeof(T) * WIDTH / 4];
+};
 
-template <class T, class Real>
-__device__ inline void load(const T* from, unsigned lanes, bool wide, Real (&to)[4]) {
-  if (wide) {
-    const Pack<T> pack = *reinterpret_cast<const Pack<T>*>(from);
+template <unsigned WIDTH, class T> __device__ inline bool aligned(const T* pointer) {
+  return reinterpret_cast<unsigned long long>(pointer) % sizeof(Pack<T, WIDTH>) == 0;
+}
+
+#ifdef __CUDACC__
+// In PTX, since the compiler takes some plain accesses apart: with two states on sm_100, both of theirs.
+__device__ inline void read(const void* from, unsigned (&word)[4]) {
+  asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3]) : "l"(from));
+}
+__device__ inline void read(const void* from, unsigned (&word)[2]) {
+  asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "l"(from));
+}
+__device__ inline void write(void* to, const unsigned (&word)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+               :: "l"(to), "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]) : "memory");
+}
+__device__ inline void write(void* to, const unsigned (&word)[2]) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" :: "l"(to), "r"(word[0]), "r"(word[1]) : "memory");
+}
+#else
+template <unsigned WORDS> inline void read(const void* from, unsigned (&word)[WORDS]) { std::memcpy(word, from, sizeof word); }
+template <unsigned WORDS> inline void write(void* to, const unsigned (&word)[WORDS]) { std::memcpy(to, word, sizeof word); }
+#endif
+
+template <class T, class Real, unsigned WIDTH> __device__ inline void load(const T* from, Real (&to)[WIDTH]) {
+  Pack<T, WIDTH> pack;
+  read(from, pack.word);
 #pragma unroll
-    for (unsigned lane = 0; lane < 4; lane++) widen(pack.lane[lane], to[lane]);
-  } else {
+  for (unsigned lane = 0; lane < WIDTH; lane++) widen(pack.lane[lane], to[lane]);
+}
+
+template <class T, class Real, unsigned WIDTH> __device__ inline void store(T* to, const Real (&from)[WIDTH]) {
+  Pack<T, WIDTH> pack;
 #pragma unroll
-    for (unsigned lane = 0; lane < 4; lane++) {
-      to[lane] = 0;
-      if (lane < lanes) widen(from[lane], to[lane]);
-    }
+  for (unsigned lane = 0; lane < WIDTH; lane++) narrow(from[lane], pack.lane[lane]);
+  write(to, pack.word);
+}
+
+// The same one element at a time, for misaligned memory and for the tail.
+template <class T, class Real, unsigned WIDTH>
+__device__ inline void load(const T* from, unsigned lanes, Real (&to)[WIDTH]) {
+#pragma unroll
+  for (unsigned lane = 0; lane < WIDTH; lane++) {
+    to[lane] = 0;
+    if (lane < lanes) widen(from[lane], to[lane]);
   }
 }
 
-template <class T, class Real>
-__device__ inline void store(T* to, unsigned lanes, bool wide, const Real (&from)[4]) {
-  if (wide) {
-    Pack<T> pack;
+template <class T, class Real, unsigned WIDTH>
+__device__ inline void store(T* to, unsigned lanes, const Real (&from)[WIDTH]) {
 #pragma unroll
-    for (unsigned lane = 0; lane < 4; lane++) narrow(from[lane], pack.lane[lane]);
-    *reinterpret_cast<Pack<T>*>(to) = pack;
-  } else {
-#pragma unroll
-    for (unsigned lane = 0; lane < 4; lane++)
-      if (lane < lanes) narrow(from[lane], to[lane]);
-  }
+  for (unsigned lane = 0; lane < WIDTH; lane++)
+    if (lane < lanes) narrow(from[lane], to[lane]);
 }

@@ -40,7 +40,7 @@ def problem() -> str | None:
     return None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def backend(device: int) -> DeviceBackend:
     """The backend of a device.
 

@@ -114,7 +114,9 @@ class DevicePlan:
         text = rule_text(list(variants), rule.number_names(), len(rule.scalar_state), states)
         self._kernel = backend.kernel(text)
         self._tables = [self._upload(table), self._upload(chunks)]
-        self._numbers = self._surface.zeros(len(self._groups) * max(1, len(rule.number_names())) * 8, np.dtype(np.uint8))
+        self._numbers = self._surface.zeros(
+            len(self._groups) * max(1, len(rule.number_names())) * 8, np.dtype(np.uint8)
+        )
         self._scalars: dict[str, Any] = {}
         self._blocks = min(len(chunks), BLOCKS * self._surface.multiprocessors)
         self._arguments = np.zeros(1, LAUNCH)

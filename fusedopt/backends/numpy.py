@@ -6,10 +6,12 @@ through memory once, as the fused kernel does.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
-import itertools
+import operator
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from fusedopt.layout import ALIGNMENT, Span
-from fusedopt.rules.rule import Values
+from fusedopt.rules import Values
 from fusedopt.tracing import CONSTANT, INPUT, WHERE, Program, Traced, trace
 
-BLOCK = 32 * 1024  # elements: 128 KiB a float32 stream, and Adam's seven fit a core's 2 MiB
-ALONE = 2 * BLOCK  # elements below which handing work to another thread costs more than it gains
+# Elements: 256 KiB a float32 stream, of which Adam works on four at a time, in a core's 2 MiB. With half of it the
+# threads wait for Python's lock longer than they compute.
+BLOCK = 64 * 1024
 
 Array = np.ndarray[Any, Any]
 
@@ -32,7 +35,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """`function(*operands, out=slots[out])`; an operand below zero, ~n, is the uniform value of statement n."""
+    """`function(*operands, out)`, all slots; an operand below zero, ~n, is the uniform value of statement n."""
 
     function: Callable[..., Any]
     operands: tuple[int, ...]
@@ -43,14 +46,26 @@ class Instruction:
 class Schedule:
     """A body for one choice of its uniform conditions.
 
-    Slots are the memory first (`p`, `g`, then the states), then the scratch.
+    Slots are the memory first (`p`, `g`, then the states), then the scratch, then the uniform values.
 
     Attributes:
+        memory: How many slots are memory.
         scratch: For each scratch slot, whether it holds truth values.
     """
 
     instructions: tuple[Instruction, ...]
+    memory: int
     scratch: tuple[bool, ...]
+
+    @functools.cached_property
+    def calls(self) -> list[tuple[Callable[..., Any], Callable[[list[Any]], tuple[Any, ...]]]]:
+        """Each function, and what picks its arguments out of the slots: between calls a thread holds Python's lock, so
+        the less there is to do, the less the threads wait for each other."""
+        values = self.memory + len(self.scratch)
+        return [
+            (i.function, operator.itemgetter(*(o if o >= 0 else values + ~o for o in i.operands), i.out))
+            for i in self.instructions
+        ]
 
 
 def _choose(condition: Array, then: Any, otherwise: Any, out: Array) -> None:
@@ -63,7 +78,7 @@ def _convert(array: Any, out: Array) -> None:
     np.copyto(out, array, casting="unsafe")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def schedule(traced: Traced, conditions: tuple[bool, ...], converted: bool) -> Schedule:
     """Instructions for a body: what the uniform conditions leave out is not computed, and scratch is reused.
 
@@ -74,7 +89,7 @@ def schedule(traced: Traced, conditions: tuple[bool, ...], converted: bool) -> S
     return _Scheduler(traced, dict(zip(uniform_conditions(traced.body), conditions)), converted).schedule()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def uniform_conditions(program: Program) -> tuple[int, ...]:
     """Numbers of the statements that decide a `where` for all elements alike."""
     statements = program.statements
@@ -87,7 +102,10 @@ class _Scheduler:
         self.statements, self.decided, self.converted = traced.body.statements, decided, converted
         names = ["p", "g", *(f"s.{name}" for name in traced.states)]
         self.memory = {number: names.index(s.value) for number, s in enumerate(self.statements) if s.value in names}
-        self.results = {names.index(n if n == "p" else f"s.{n}"): self.source(r) for n, r in traced.body.results.items()}
+        self.results = {
+            names.index(name if name == "p" else f"s.{name}"): self.source(number)
+            for name, number in traced.body.results.items()
+        }
         self.slots = len(names)
         self.scratch: list[bool] = []
         self.instructions: list[Instruction] = []
@@ -150,12 +168,16 @@ class _Scheduler:
             if statement.operation == WHERE:
                 dying = [o for o in dying if o == operands[2] and o not in operands[:2]]
             slot = home.get(number, -1)
+            unread = last_use.get(owner.get(slot, -1), -1) <= number
             # In place of the old value, if nothing reads that any more: then the result needs no copy.
-            if slot >= 0 and last_use.get(owner.get(slot, -1), -1) <= number and not self._reads(operands, at, slot, statement):
+            if slot >= 0 and unread and not self._reads(operands, at, slot, statement):
                 at[number] = slot
             else:
-                reusable = [at[o] for o in dying if at[o] >= self.slots and not statement.boolean
-                            and not self.statements[o].boolean]
+                reusable = [
+                    at[o]
+                    for o in dying
+                    if at[o] >= self.slots and not statement.boolean and not self.statements[o].boolean
+                ]
                 at[number] = reusable[0] if reusable else new_scratch(statement.boolean)
                 if slot >= 0:
                     last_use[number] = never
@@ -169,7 +191,7 @@ class _Scheduler:
         late += [Instruction(_convert, (saved.get(n, at.get(n, ~n)),), slot) for slot, n in copied.items()]
         if self.converted:
             late += [Instruction(_convert, (at[n],), slot) for slot, n in self.results.items() if n in fresh]
-        return Schedule((*self.instructions, *late), tuple(self.scratch))
+        return Schedule((*self.instructions, *late), self.slots, tuple(self.scratch))
 
     @staticmethod
     def _reads(operands: tuple[int, ...], at: dict[int, int], slot: int, statement: Any) -> bool:
@@ -225,7 +247,7 @@ class _Job:
                 value = then if condition else otherwise
             else:
                 value = statement.operation(*(values[operand] for operand in statement.operands))
-            values.append(value)
+            values.append(None if value is None else np.array(value))  # ufuncs take an array faster than a scalar
         return values
 
 
@@ -258,7 +280,6 @@ class NumpyPlan:
             for number, span in enumerate(spans)
             for first in range(0, span.stop - span.start, BLOCK)
         ]
-        self.elements = sum(span.stop - span.start for span in spans)
 
     def refresh(self) -> None:
         for job in self.jobs:
@@ -279,11 +300,11 @@ class NumpyPlan:
                     job = self.jobs[number]
                     slots = [array[first:last] for array in job.memory]
                     slots += _scratch_slots(plan.scratch, job.real, last - first)
-                    for instruction in plan.instructions:
-                        operands = [slots[o] if o >= 0 else values[~o] for o in instruction.operands]
-                        instruction.function(*operands, out=slots[instruction.out])
+                    slots += values
+                    for function, arguments in plan.calls:
+                        function(*arguments(slots))
 
-        _on_all_threads(work, alone=self.elements <= ALONE)
+        _on_all_threads(work, alone=len(self.pieces) == 1)
         for job, (_, _, after) in zip(self.jobs, begun):
             for column, value in after.items():
                 job.counters[:, column] = value
@@ -307,12 +328,36 @@ def _on_all_threads(work: Callable[[], None], alone: bool) -> None:
     """Run `work` on this thread and on the pool's; it takes pieces from one iterator until there are none."""
     global _pool, _pool_size
     helpers = 0 if alone else thread_count() - 1
-    if helpers > 0 and (_pool is None or _pool_size != helpers):
+    if helpers == 0:
+        return work()
+    if _pool is None or _pool_size != helpers:
         _pool, _pool_size = ThreadPoolExecutor(helpers, "fusedopt"), helpers
-    futures = [_pool.submit(work) for _ in range(helpers)] if _pool is not None else []
+    core = _current_core()
+    futures = [_pool.submit(_elsewhere, core, work) for _ in range(helpers)]
     work()
     for future in futures:
         future.result()
+
+
+def _elsewhere(core: int, work: Callable[[], None]) -> None:
+    """Run `work` on another core than the caller's.
+
+    Linux often wakes a thread on the core of its waker, and leaves it there for longer than a step takes: on a virtual
+    machine of two cores, 32 M parameters took 88 ms so, and half of it with this.
+    """
+    if core >= 0 and _current_core() == core:
+        others = _allowed_cores - {core}
+        if others:
+            os.sched_setaffinity(0, others)
+    work()
+
+
+def _current_core() -> int:
+    return int(_getcpu()) if _getcpu is not None else -1
+
+
+_allowed_cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+_getcpu = getattr(ctypes.CDLL(None), "sched_getcpu", None) if sys.platform == "linux" else None
 
 
 def _forget_pool() -> None:

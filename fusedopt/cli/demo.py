@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text as Verbatim
 
 import fusedopt
-from fusedopt.cli.character_model import Array, CharacterModel, Text
+from fusedopt.cli.character_model import CharacterModel, Text
 from fusedopt.cli.loss_curve import save_picture, text_curve
+from fusedopt.cli.side_by_side import compare_with_naive, on_host
 
 LEARNING_RATES = {"adamw": 4e-3, "adam": 4e-3, "sgd": 0.2}
 QUICK_STEPS = 100
@@ -38,11 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0; 1 where the resumed run or the naive step disagrees; 2 for arguments that cannot work."""
+    """0; 1 where the resumed run or the naive step disagrees."""
+    _check(arguments)
     console = Console(highlight=False)
-    if problem := _problem(arguments):
-        console.print(problem, markup=False)
-        return 2
     xp = fusedopt.array_module()
     text = Text()
     training = Training(text, arguments.optimizer, QUICK_STEPS if arguments.quick else arguments.steps, arguments.seed)
@@ -65,14 +59,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if agree and not unequal else 1
 
 
-def _problem(arguments: argparse.Namespace) -> str | None:
+def _check(arguments: argparse.Namespace) -> None:
     if arguments.steps < 1:
-        return f"demo: --steps must be at least 1, got {arguments.steps}."
+        raise ValueError(f"--steps must be at least 1, got {arguments.steps}.")
     if arguments.plot and not arguments.plot.resolve().parent.is_dir():
-        return f"demo: --plot {arguments.plot}: its folder does not exist."
+        raise FileNotFoundError(f"--plot {arguments.plot}: its folder does not exist.")
     if arguments.plot and not find_spec("matplotlib"):
-        return "demo: --plot needs matplotlib: pip install 'fusedopt[plot]'"
-    return None
+        raise ImportError("--plot needs matplotlib: pip install 'fusedopt[plot]'")
 
 
 class Training:
@@ -99,7 +92,7 @@ class Training:
         self.optimizer.step().clear_grad()
 
     def state(self) -> dict[str, Any]:
-        weights = {parameter.name: _on_host(parameter.data) for parameter in self.model.parameters}
+        weights = {parameter.name: on_host(parameter.data) for parameter in self.model.parameters}
         return {"model": weights, "optimizer": self.optimizer.state_dict()}
 
     def resumed(self, path: Path) -> Training:
@@ -160,90 +153,6 @@ def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
     else:
         same = type(ours) is type(theirs) and ours == theirs
     return [] if same else [name]
-
-
-class NaiveAdam:
-    """Adam as one writes it: whole-array expressions, each making a temporary array."""
-
-    # Each operation reads one or two arrays and writes one: 14 of them, 4 with two inputs, 4 bytes an element.
-    bytes_a_parameter = 10 * 8 + 4 * 12
-
-    def __init__(self, parameter: Array, gradient: Array) -> None:
-        self.p, self.g, self.m, self.v, self.t = parameter, gradient, 0 * parameter, 0 * parameter, 0
-
-    def step(self) -> None:
-        self.t += 1
-        self.m = 0.9 * self.m + 0.1 * self.g
-        self.v = 0.999 * self.v + 0.001 * self.g**2
-        m_hat = self.m / (1 - 0.9**self.t)
-        v_hat = self.v / (1 - 0.999**self.t)
-        self.p = self.p - 1e-3 * m_hat / (np.sqrt(v_hat) + 1e-8)  # CuPy answers np.sqrt for its own arrays
-
-
-def compare_with_naive(console: Console, size: int, rounds: int = 7) -> bool:
-    """Print a table of Adam's step on `size` float32 parameters, fused and naive; whether the results agree."""
-    xp = fusedopt.array_module()
-    rng = np.random.default_rng(0)
-    weights = 0.02 * rng.standard_normal(size, np.float32)
-    gradient = rng.standard_normal(size, np.float32)
-    parameter = fusedopt.Parameter(xp.asarray(weights), name="weights")
-    adam = fusedopt.Adam([parameter], lr=1e-3)
-    parameter.grad = xp.asarray(gradient)
-    naive = {module: NaiveAdam(module.asarray(weights), module.asarray(gradient)) for module in (np, xp)}
-    steps: dict[str, tuple[ModuleType, Callable[[], object], int]] = {
-        f"{'NumPy' if module is np else 'CuPy'}, as one writes it": (module, each.step, NaiveAdam.bytes_a_parameter)
-        for module, each in naive.items()
-    }
-    # The least that a step can move: read and write the parameter and two averages, read the gradient.
-    steps["fusedopt.Adam"] = (xp, adam.step, 7 * 4)
-
-    together = 3
-    for _, step, _ in together * list(steps.values()):
-        step()
-    fused = _on_host(parameter.data)
-    allowed = together * float(np.spacing(np.abs(fused).max()))
-    worst = max(float(np.abs(fused - _on_host(each.p)).max()) for each in naive.values())
-
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, (module, step, _) in steps.items():
-            times[name].append(_seconds(module, step))
-
-    table = Table(title=f"A step of Adam, {size:,} float32 parameters")
-    table.add_column()
-    for heading in ("time", "bytes a parameter", "GB/s", "speed"):
-        table.add_column(heading, justify="right")
-    medians = {name: statistics.median(times[name]) for name in steps}
-    slowest = max(medians.values())
-    for name, (_, _, moved) in steps.items():
-        seconds = medians[name]
-        rate = size * moved / seconds / 1e9
-        table.add_row(name, f"{seconds * 1e3:.3g} ms", str(moved), f"{rate:,.3g}", f"{slowest / seconds:.1f} x")
-    console.print(table)
-    console.print(
-        f"Median of {rounds} interleaved rounds, the same gradient. After {together} steps the results differ by"
-        f" {worst:.1e} at most; allowed is {allowed:.1e}, a unit in the last place of the largest weight for each step."
-    )
-    return worst <= allowed
-
-
-def _seconds(module: ModuleType, step: Callable[[], object]) -> float:
-    """Time of one step; on a GPU the mean of 20 between two events, so that only the first launch is waited for."""
-    if module is np:
-        start = time.perf_counter()
-        step()
-        return time.perf_counter() - start
-    begin, end = module.cuda.Event(), module.cuda.Event()
-    begin.record()
-    for _ in range(20):
-        step()
-    end.record()
-    end.synchronize()
-    return float(module.cuda.get_elapsed_time(begin, end)) / 1e3 / 20
-
-
-def _on_host(array: Array) -> Any:
-    return array.get() if hasattr(array, "get") else array
 
 
 def _print_sample(console: Console, training: Training, title: str) -> None:

@@ -8,12 +8,16 @@ import math
 import numbers
 import re
 from collections.abc import Iterator, Mapping
-from types import SimpleNamespace as Values
-from typing import Any, ClassVar, TypeVar, cast
+from types import SimpleNamespace
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 Self = TypeVar("Self", bound="Rule")
+
+
+class Values(SimpleNamespace):
+    """Values by name: `Values(lr=0.1).lr`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +143,7 @@ class Rule:
 
     def with_numbers(self: Self, values: Mapping[str, Any]) -> Self:
         """This rule with other things for its numbers (np.float64, or a tracer's symbols), unchecked."""
-        copy = cast(Self, object.__new__(type(self)))
+        copy = object.__new__(type(self))
         for name in self.options():
             value = getattr(self, name)
             if isinstance(value, tuple):

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 import fusedopt
-from fusedopt.cli import demo
+from fusedopt.cli import demo, main, side_by_side
 from fusedopt.cli.character_model import CONTEXT, CharacterModel, Text, english_text
 from fusedopt.cli.loss_curve import text_curve
 
@@ -46,7 +46,9 @@ def test_gradients_are_those_of_finite_differences() -> None:
             parameter.data[index] = value
             expected[index] = (losses[1] - losses[0]) / (2 * gap)
         # A loss near 2 is rounded by 4e-16, over a gap of 2e-6: some 2e-10 each. The curvature adds 1e-12.
-        np.testing.assert_allclose(demo._on_host(parameter.grad), expected, atol=2e-9, rtol=0, err_msg=parameter.name)
+        np.testing.assert_allclose(
+            side_by_side.on_host(parameter.grad), expected, atol=2e-9, rtol=0, err_msg=parameter.name
+        )
 
 
 def test_an_untrained_model_guesses_uniformly(text: Text) -> None:
@@ -111,10 +113,10 @@ def test_a_quick_run_learns_and_prints_plain_lines(
 
 def test_a_step_that_disagrees_with_the_naive_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = Console(quiet=True)
-    assert demo.compare_with_naive(quiet, size=1000, rounds=1)
+    assert side_by_side.compare_with_naive(quiet, size=1000, rounds=1)
     adam = fusedopt.Adam
     monkeypatch.setattr(fusedopt, "Adam", lambda parameters, lr: adam(parameters, lr=1.0001 * lr))
-    assert not demo.compare_with_naive(quiet, size=1000, rounds=1)
+    assert not side_by_side.compare_with_naive(quiet, size=1000, rounds=1)
 
 
 @pytest.mark.parametrize(
@@ -127,16 +129,16 @@ def test_a_step_that_disagrees_with_the_naive_one_is_found(monkeypatch: pytest.M
 def test_arguments_that_cannot_work_are_refused(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert demo.run(parsed(*words)) == 2
-    assert message in capsys.readouterr().out
+    assert main(["demo", *words]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_picture_without_matplotlib_is_refused_with_the_cure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
-    assert demo.run(parsed("--plot", "curve.png")) == 2
-    assert "pip install 'fusedopt[plot]'" in capsys.readouterr().out
+    assert main(["demo", "--plot", "curve.png"]) == 2
+    assert "pip install 'fusedopt[plot]'" in capsys.readouterr().err
 
 
 def test_the_text_curve_falls_from_its_upper_label_to_its_lower() -> None:

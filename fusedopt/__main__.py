@@ -1,0 +1,5 @@
+"""`python -m fusedopt`."""
+
+from fusedopt.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,53 @@
+"""The most memory that a call has beyond what there was before it, as each library can tell."""
+
+from __future__ import annotations
+
+import ctypes
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+Call = Callable[[], object]
+
+
+def peak_of_arrays(xp: ModuleType, call: Call) -> int:
+    """Bytes: NumPy tells each of its allocations to tracemalloc; CuPy's pool keeps all that it ever needed at once."""
+    if xp is not np:
+        pool = xp.get_default_memory_pool()
+        pool.free_all_blocks()
+        before = pool.total_bytes()
+        call()
+        return int(pool.total_bytes()) - int(before)
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def peak_of_torch(cuda: bool, call: Call) -> int | None:
+    """Bytes: of torch's allocator on CUDA; on the CPU how far resident memory rose, where Linux tells. None: unknown."""
+    if cuda:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return int(torch.cuda.max_memory_allocated() - before)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # memory that the C library kept would be used without a rise
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+    except (OSError, AttributeError):
+        return None
+    before = _peak_resident()
+    call()
+    return _peak_resident() - before
+
+
+def _peak_resident() -> int:
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) * 1024

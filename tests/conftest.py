@@ -1,0 +1,64 @@
+"""The devices that one test body runs on: NumPy, the emulated GPU, and CUDA where there is one."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fusedopt.backends import Backend, backend_of, cuda
+
+# Tests say themselves where they run.
+os.environ.pop("FUSEDOPT_BACKEND", None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Where arrays are and steps are executed.
+
+    Attributes:
+        name: numpy, emulated or cuda.
+        array: Copies values to the device, with `np.array`'s dtype.
+        host: Copies a device's array to a NumPy array.
+        backend: fusedopt's, of these arrays.
+    """
+
+    name: str
+    array: Callable[[Any], Any]
+    host: Callable[[Any], np.ndarray]
+    backend: Backend
+
+
+def _array_function(name: str) -> Callable[[Any], Any]:
+    if name == "numpy":
+        return np.array
+    if name == "emulated":
+        import emulated  # not where only numpy, cupy, torch and pytest are installed
+        from emulator.build import compiler, skip_or_fail
+
+        if compiler() is None:
+            skip_or_fail("no C++ compiler: set CXX, or install g++.")
+        return emulated.array
+    return cuda.module().array
+
+
+@pytest.fixture(params=["numpy", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)], scope="module")
+def device(request: pytest.FixtureRequest) -> Device:
+    """Each device in turn; of a module's scope, so that property tests can use it."""
+    array = _array_function(request.param)
+    backend = backend_of(array(np.zeros(1, np.float32)))
+    return Device(request.param, array, backend.host, backend)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU where there is none, so that a plain run is right everywhere."""
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if needing and cuda.problem() is not None:
+        config.hook.pytest_deselected(items=needing)
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
+def pytest_report_header() -> str:
+    return f"CUDA: {cuda.problem() or 'works here'}"

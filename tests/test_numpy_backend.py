@@ -1,0 +1,378 @@
+"""The NumPy backend against the rule as a plain function, to the bit; and float32 against float64 and against torch.
+
+What it is given here, the emulated and the real device are given in the same way: random rules run on all of them.
+"""
+
+import dataclasses
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import (
+    DTYPES,
+    SIZES,
+    Plain,
+    assert_same_bits,
+    each_case,
+    each_combination,
+    extreme,
+    ordinary,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+import fusedopt
+from fusedopt.backends.numpy import BLOCK
+from fusedopt.rules import Rule, State, Values, hyperparameter
+
+
+class Both:
+    """One optimizer, and beside it the plain rule of each of its parameters."""
+
+    def __init__(self, optimizer, options, parameters, array=np.array):
+        self.array = array
+        self.parameters = [fusedopt.Parameter(array(values)) for values in parameters]
+        self.optimizer = optimizer(self.parameters, **options)
+        self.plains = [Plain(optimizer.rule(**options), values) for values in parameters]
+
+    def step(self, gradients, grad_scale=None):
+        for parameter, plain, gradient in zip(self.parameters, self.plains, gradients, strict=True):
+            parameter.grad = self.array(gradient)
+            plain.update(gradient, 1.0 if grad_scale is None else grad_scale)
+        self.optimizer.step(grad_scale=grad_scale)
+
+    def replace_states(self, seed):
+        """Other values in all states, behind the optimizer's back."""
+        for parameter, plain in zip(self.parameters, self.plains, strict=True):
+            for number, (name, array) in enumerate(plain.states.items()):
+                array[...] = extreme(array.size, array.dtype.name, seed + number)
+                self.optimizer.state[parameter][name][...] = self.array(array)
+
+    def compare(self, host=np.array):
+        for parameter, plain in zip(self.parameters, self.plains, strict=True):
+            assert_same_bits(host(parameter.data), plain.parameter, f"parameter of {parameter.size}")
+            for name, array in plain.states.items():
+                assert_same_bits(host(self.optimizer.state[parameter][name]), array, f"{name} of {parameter.size}")
+
+
+# --- bits
+
+
+@each_combination
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_three_steps_on_extreme_values_are_the_plain_rules_to_the_bit(case, options, dtype):
+    both = Both(case.optimizer, options, [extreme(size, dtype, 1) for size in SIZES])
+    for step in range(3):
+        both.step([extreme(size, dtype, 10 + step) for size in SIZES])
+        both.compare()
+        both.replace_states(20 + 5 * step)
+
+
+@each_case
+@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 3])
+@pytest.mark.parametrize("threads", ["1", "2", "3"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_blocks_and_threads_change_no_bit(case, size, threads, dtype, monkeypatch):
+    monkeypatch.setenv("FUSEDOPT_NUM_THREADS", threads)
+    both = Both(case.optimizer, case.main, [extreme(size, dtype, 1), extreme(3, dtype, 1), extreme(size, dtype, 2)])
+    for step in range(2):
+        both.step([extreme(values.size, dtype, 5 + step) for values in both.parameters])
+    both.compare()
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5"])
+def test_the_number_of_threads_is_a_whole_number(text, monkeypatch):
+    monkeypatch.setenv("FUSEDOPT_NUM_THREADS", text)
+    both = Both(fusedopt.SGD, {}, [np.zeros(BLOCK + 1, np.float32)])
+    with pytest.raises(ValueError, match=f"FUSEDOPT_NUM_THREADS must be a whole number from 1, got '{text}'"):
+        both.step([np.zeros(BLOCK + 1, np.float32)])
+
+
+@each_case
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("grad_scale", [1, 2.0, 0.1, 65536.0, 3e-30, -1.0, 0.0, np.inf, np.nan])
+def test_gradients_are_divided_by_their_scale(case, dtype, grad_scale):
+    both = Both(case.optimizer, case.main, [extreme(4097, dtype, 1)])
+    for step in range(2):
+        both.step([extreme(4097, dtype, 5 + step)], grad_scale)
+    both.compare()
+
+
+@each_case
+@pytest.mark.parametrize("found_inf", [1, 2.0, -1, np.nan, np.inf, np.array(1, np.float32)])
+def test_a_found_infinity_changes_and_counts_nothing(case, found_inf):
+    both = Both(case.optimizer, case.main, [extreme(17, "float32", 1)])
+    both.step([extreme(17, "float32", 2)])
+    for _ in range(2):
+        both.parameters[0].grad = np.full(17, np.inf, np.float32)
+        both.optimizer.step(found_inf=found_inf)
+        both.compare()
+    both.step([extreme(17, "float32", 3)])  # with the step number that comes next
+    both.compare()
+
+
+@each_case
+@pytest.mark.parametrize("found_inf", [None, 0, -0.0, False, np.array(0, np.float32)])
+def test_without_a_found_infinity_the_step_is_taken(case, found_inf):
+    both = Both(case.optimizer, case.main, [extreme(17, "float32", 1)])
+    for step in range(2):
+        both.parameters[0].grad = extreme(17, "float32", step)
+        both.plains[0].update(extreme(17, "float32", step))
+        both.optimizer.step(found_inf=found_inf)
+    both.compare()
+
+
+# --- distances
+
+
+class WithError(NDArrayOperatorsMixin):
+    """Exact values, and how far from them float32 arithmetic can be: each operation passes on its operands' errors and
+    adds half an ulp of its own (running error analysis: Higham, Accuracy and Stability of Numerical Algorithms, 3.3).
+    """
+
+    UNIT, SMALLEST = 2.0**-24, 2.0**-150  # half an ulp of 1, and of a denormal number
+
+    def __init__(self, exact: Any, error: Any = 0.0) -> None:
+        self.exact, self.error = np.asarray(exact, np.float64), np.asarray(error, np.float64)
+
+    @classmethod
+    def rounded(cls, exact: Any, error: Any = 0.0) -> "WithError":
+        return cls(exact, error + cls.UNIT * (np.abs(exact) + error) + cls.SMALLEST)
+
+    @classmethod
+    def of(cls, value: Any) -> "WithError":
+        return value if isinstance(value, cls) else cls(value, np.abs(np.float64(np.float32(value)) - value))
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any) -> "WithError":
+        x, *rest = (self.of(value) for value in inputs)
+        exact = ufunc(x.exact, *(y.exact for y in rest))
+        if exact.dtype == bool:
+            error = x.error + rest[0].error
+            undecided = (error > 0) & (np.abs(x.exact - rest[0].exact) <= error) & (x is not rest[0])
+            return WithError(exact, undecided)  # an error of 1: the other answer
+        if ufunc in (np.negative, np.absolute):
+            return WithError(exact, x.error)
+        if ufunc is np.sqrt:
+            return self.rounded(exact, np.minimum(np.sqrt(x.error), x.error / np.where(exact > 0, exact, 1e-300)))
+        [y] = rest
+        if ufunc in (np.add, np.subtract):
+            return self.rounded(exact, x.error + y.error)
+        if ufunc is np.multiply:
+            return self.rounded(exact, np.abs(x.exact) * y.error + np.abs(y.exact) * x.error + x.error * y.error)
+        assert ufunc is np.divide
+        return self.rounded(exact, (x.error + np.abs(exact) * y.error) / (np.abs(y.exact) - y.error))
+
+    def __array_function__(self, function: Any, types: Any, inputs: Any, keywords: Any) -> "WithError":
+        assert function is np.where
+        condition, x, y = (self.of(value) for value in inputs)
+        undecided = (condition.error > 0) & (np.abs(condition.exact) <= condition.error)
+        either = np.maximum(x.error, y.error) + np.abs(x.exact - y.exact)
+        error = np.where(undecided, either, np.where(condition.exact, x.error, y.error))
+        return WithError(np.where(condition.exact, x.exact, y.exact), error)
+
+
+@each_combination
+def test_float32_is_as_near_to_float64_as_its_operations_allow(case, options):
+    size = 4097
+    parameter, gradient = ordinary(size, "float32", 1), ordinary(size, "float32", 2)
+    both = Both(case.optimizer, options, [parameter])
+    rule = case.rule(**options)
+    states = {name: np.zeros(size) for name in rule.kept_states}
+    for step in range(1, 4):
+        scalars = vars(rule.in_float64().scalars(np.float64(step), Values()))
+        p, new = rule.update(
+            WithError(both.plains[0].parameter),
+            WithError(gradient),
+            Values(**{name: WithError(array) for name, array in states.items()}),
+            Values(**{name: WithError.of(value) for name, value in scalars.items()}),
+        )
+        both.step([gradient])
+        for name, bound in {"parameter": p, **vars(new)}.items():
+            actual = both.parameters[0].data if name == "parameter" else both.optimizer.state[both.parameters[0]][name]
+            distance = np.abs(actual - bound.exact)
+            assert (distance <= bound.error).all(), name
+            # The bound says something: a step has some ten operations, on numbers of order one.
+            assert (bound.error <= 10 * 2.0**-23 * np.maximum(1, np.abs(bound.exact))).all(), name
+        states = {name: np.float64(array) for name, array in both.plains[0].states.items()}  # a step at a time
+        gradient = ordinary(size, "float32", 2 + step)
+
+
+@each_combination
+def test_float32_stays_with_torchs(case, options):
+    """torch fuses multiply and add, and its vector square root is off by an ulp now and then, so its bits differ.
+
+    An ulp of a number between 1 and 2 is 1.2e-7. Theirs and ours round the parameter to half of one each, and the move,
+    which is far smaller, a little: within two ulps of max(1, |p|) after a step. Roundings add up like a random walk:
+    after 50 steps, sqrt(50) = 7 times that would be 17e-7.
+    """
+    parameter = ordinary(20_000, "float32", 1)
+    both = Both(case.optimizer, options, [parameter])
+    tensor = torch.nn.Parameter(torch.from_numpy(parameter.copy()))
+    theirs = case.reference([tensor], **options)
+    for step in range(1, 51):
+        gradient = np.float32(0.1) * ordinary(20_000, "float32", 1 + step)
+        both.parameters[0].grad = gradient
+        both.optimizer.step()
+        tensor.grad = torch.from_numpy(gradient)
+        theirs.step()
+        if step in (1, 50):
+            expected = tensor.detach().numpy()
+            distance = np.abs(both.parameters[0].data - expected) / np.maximum(1, np.abs(expected))
+            assert distance.max() <= (2.5e-7 if step == 1 else 2e-6)
+
+
+@each_case
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_halves_are_computed_in_float32_and_rounded_once(case, dtype):
+    """eps = 1e-8 is zero in float16, and the square of a gradient of 1e-4 is: in halves 0 / 0 would follow."""
+    both = Both(case.optimizer, {"weight_decay": 0.0}, [np.ones(4, dtype)])
+    gradient = np.array([1e-4, -1e-4, 0.0, 1.0]).astype(dtype)
+    both.step([gradient])
+    moved = case.first_move(np.float64(gradient), {"momentum": 0.0, **both.optimizer.defaults})
+    expected = (1 + moved).astype(dtype)
+    assert_same_bits(both.parameters[0].data, expected)
+
+
+# --- memory
+
+
+@each_case
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_makes_no_temporary_of_the_parameters_size(case, dtype):
+    size = 8 * 2**20
+    parameter = fusedopt.Parameter(np.ones(size, dtype))
+    optimizer = case.optimizer([parameter], **case.main)
+    parameter.grad = np.ones(size, dtype)
+    optimizer.step()  # makes the states
+    tracemalloc.start()
+    try:
+        optimizer.step()
+        extra = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Nothing near the 16 or 32 MiB of one array: some blocks of scratch a thread, 128 KiB each, are there already.
+    assert extra < 2 * 2**20
+
+
+# --- random rules
+
+NUMBERS = ("p", "g", "left", "right", "one", "ratio", "first", 0.0, -0.0, 1.0, -2.5, 0.1)
+LITERALS = range(7, len(NUMBERS))
+BINARY = {"+": np.add, "-": np.subtract, "*": np.multiply, "/": np.divide}
+UNARY = {"neg": np.negative, "sqrt": np.sqrt, "abs": np.absolute, "square": np.square}
+COMPARISONS = {
+    "<": np.less,
+    "<=": np.less_equal,
+    ">": np.greater,
+    ">=": np.greater_equal,
+    "==": np.equal,
+    "!=": np.not_equal,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Body:
+    """An `update` as data: operations on earlier numbers and truth values, and which numbers are the results.
+
+    Operations are (name, operands...); a `where` has ("where", "truth" or "number", condition, then, otherwise).
+    """
+
+    operations: tuple[tuple[Any, ...], ...]
+    results: tuple[int, int, int]
+
+    def __call__(self, p, g, s, c):
+        names = {"p": p, "g": g, **vars(s), **vars(c)}
+        numbers = [names[number] if isinstance(number, str) else number for number in NUMBERS]
+        truths = []
+        for name, *operands in self.operations:
+            if name == "where":
+                kind, condition, then, otherwise = operands
+                chosen = (truths if kind == "truth" else numbers)[condition]
+                numbers.append(np.where(chosen, numbers[then], numbers[otherwise]))
+            else:
+                function = (BINARY | UNARY | COMPARISONS)[name]
+                result = function(*(numbers[operand] for operand in operands))
+                (truths if name in COMPARISONS else numbers).append(result)
+        new_p, left, right = (numbers[result] for result in self.results)
+        return new_p, Values(left=left, right=right)
+
+
+@st.composite
+def bodies(draw):
+    operations, numbers, truths = [], len(NUMBERS), 0
+    for _ in range(draw(st.integers(0, 14))):
+        # Recent values are drawn more often, so that chains grow long.
+        number = st.one_of(st.integers(0, numbers - 1), st.integers(max(0, numbers - 3), numbers - 1))
+        array = number.filter(lambda n: n not in LITERALS)  # two literals would be Python's business, in float64
+        kind = draw(st.sampled_from(["binary", "binary", "unary", "comparison", "where", "where"]))
+        if kind == "unary":
+            operations.append((draw(st.sampled_from(sorted(UNARY))), draw(array)))
+        elif kind == "where":
+            on = "truth" if truths and draw(st.booleans()) else "number"
+            condition = draw(st.integers(0, truths - 1)) if on == "truth" else draw(array)
+            pair = draw(st.permutations([draw(array), draw(number)]))
+            operations.append(("where", on, condition, *pair))
+        else:
+            names = BINARY if kind == "binary" else COMPARISONS
+            operations.append((draw(st.sampled_from(sorted(names))), *draw(st.permutations([draw(array), draw(number)]))))
+        if kind == "comparison":
+            truths += 1
+        else:
+            numbers += 1
+    result = st.one_of(st.integers(0, numbers - 1), st.integers(max(0, numbers - 3), numbers - 1))
+    return Body(tuple(operations), (draw(result), draw(result), draw(result)))
+
+
+def optimizer_of(some_bodies):
+    """An optimizer with up to four bodies, chosen by its two flags."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Random(Rule):
+        one: float = hyperparameter(1.0, "(-inf, inf)")
+        other: float = hyperparameter(1.0, "(-inf, inf)")
+        odd: bool = hyperparameter(False)
+        high: bool = hyperparameter(False)
+
+        state = ("left", State("right"))
+
+        def scalars(self, step, a):
+            return Values(one=self.one, ratio=self.one / self.other, first=step == 1)
+
+        def update(self, p, g, s, c):
+            return some_bodies[self.odd + 2 * self.high](p, g, s, c)
+
+    class Optimizer(fusedopt.Optimizer, rule=Random):
+        pass
+
+    return Optimizer
+
+
+uniform = st.sampled_from([0.0, -0.0, 1.0, 0.3, -2.0, 1e-40, 1e30])
+scales = st.sampled_from([None, 1.0, 3.0])
+
+
+@settings(max_examples=400, deadline=None)
+@given(bodies(), uniform, uniform, scales, st.sampled_from(DTYPES), st.integers(0, 1000))
+def test_random_rules_are_executed_as_the_plain_function(body, one, other, scale, dtype, seed):
+    both = Both(optimizer_of([body]), {"one": one, "other": other}, [extreme(40, dtype, seed)])
+    for step in range(3):
+        both.step([extreme(40, dtype, seed + 1 + step)], scale)
+        both.compare()
+        both.replace_states(seed + 10 * step)
+
+
+@pytest.mark.slow
+@settings(max_examples=4, deadline=None)  # each compiles a kernel
+@given(st.lists(bodies(), min_size=4, max_size=4), uniform, uniform, scales, st.integers(0, 1000))
+def test_random_rules_are_the_same_on_every_device(device, four_bodies, one, other, scale, seed):
+    optimizer = optimizer_of(four_bodies)
+    for number in range(4):
+        options = {"one": one, "other": other, "odd": bool(number & 1), "high": bool(number & 2)}
+        both = Both(optimizer, options, [extreme(40, "float32", seed), extreme(40, "float64", seed)], device.array)
+        for step in range(3):
+            both.step([extreme(40, dtype, seed + 1 + step) for dtype in ("float32", "float64")], scale)
+            both.compare(device.host)
+            both.replace_states(seed + 10 * step)

@@ -1,0 +1,298 @@
+"""Each rule in float64, as a plain function, against torch's optimizer in float64 and against known results."""
+
+import copy
+import dataclasses
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from cases import (
+    GOLDEN_GRADIENTS,
+    GOLDEN_PARAMETER,
+    Plain,
+    assert_same_bits,
+    each_case,
+    each_combination,
+    each_golden,
+    extreme,
+    ordinary,
+)
+
+from fusedopt import rules
+
+
+def torch_steps(case, options, parameter, gradients):
+    """The parameter and the optimizer's state of it, after each step."""
+    tensor = torch.nn.Parameter(torch.from_numpy(parameter.copy()))
+    optimizer = case.reference([tensor], **options)
+    for gradient in gradients:
+        tensor.grad = torch.from_numpy(gradient.copy())
+        optimizer.step()
+        yield tensor.detach().numpy(), optimizer.state[tensor]
+
+
+@each_combination
+def test_twelve_random_steps_are_torchs(case, options):
+    plain = Plain(case.rule(**options), ordinary(1000, "float64", 1))
+    gradients = [ordinary(1000, "float64", 2 + step) for step in range(12)]
+    theirs = torch_steps(case, options, plain.parameter, gradients)
+    for step, (gradient, (parameter, state)) in enumerate(zip(gradients, theirs, strict=True), 1):
+        plain.update(gradient)
+        # Both round some ten times a step, each by 1.1e-16 of numbers of order one; 1e-14 leaves as much again for
+        # 1 - beta2^t, which keeps fewer digits the closer beta2^t is to 1.
+        tolerance = 1e-14 * step
+        np.testing.assert_allclose(plain.parameter, parameter, rtol=tolerance, atol=tolerance)
+        assert {name for name in state if name != "step" and state[name] is not None} == set(plain.states)
+        for name, array in plain.states.items():
+            np.testing.assert_allclose(array, state[name].numpy(), rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+@each_golden
+def test_known_results(case, golden):
+    plain = Plain(case.rule(**golden.options), GOLDEN_PARAMETER)
+    for step in range(golden.steps):
+        if golden.lrs:
+            plain.rule = dataclasses.replace(plain.rule, lr=golden.lrs[step])
+        plain.update(GOLDEN_GRADIENTS[step % 3])
+    np.testing.assert_allclose(plain.parameter, golden.parameter, rtol=0, atol=1e-11)  # written with 12 digits
+
+
+@each_combination
+def test_every_state_counts(case, options):
+    plain = Plain(case.rule(**options), ordinary(100, "float64", 1))
+    plain.update(ordinary(100, "float64", 2))
+    for name in plain.states:
+        results = []
+        for kept in (1, 0):
+            other = copy.deepcopy(plain)
+            other.states[name] *= kept
+            other.update(0.01 * ordinary(100, "float64", 3))
+            results.append(other.parameter)
+        assert (results[0] != results[1]).any(), name
+
+
+@each_combination
+def test_the_first_step_is_what_the_equations_reduce_to(case, options):
+    options = {**options, "weight_decay": 0.0}
+    gradient = ordinary(100, "float64", 1)
+    plain = Plain(case.rule(**options), np.zeros(100))
+    plain.update(gradient)
+    expected = case.first_move(-gradient if options["maximize"] else gradient, options)
+    np.testing.assert_allclose(plain.parameter, expected, rtol=1e-13)
+
+
+@each_combination
+def test_a_zero_gradient_from_the_start_leaves_only_decay(case, options):
+    start = ordinary(100, "float64", 1)
+    plain = Plain(case.rule(**{**options, "weight_decay": 0.0}), start)
+    for _ in range(3):
+        plain.update(np.zeros(100))
+    assert_same_bits(plain.parameter, start)
+    decaying = Plain(case.rule(**{**options, "weight_decay": 0.1}), start)
+    decaying.update(np.zeros(100))
+    assert (decaying.parameter != start).all()
+
+
+@each_combination
+def test_a_zero_gradient_later_moves_on_where_there_is_momentum(case, options):
+    plain = Plain(case.rule(**{**options, "weight_decay": 0.0}), ordinary(100, "float64", 1))
+    plain.update(ordinary(100, "float64", 2))
+    before = plain.parameter
+    plain.update(np.zeros(100))
+    moved = plain.parameter != before
+    assert moved.all() if case.coasts(options) else not moved.any()
+
+
+@each_combination
+def test_without_decay_an_infinite_parameter_stays_infinite(case, options):
+    """0 * inf is NaN, so a decay of zero must leave its term out, as torch does."""
+    start = np.array([np.inf, -np.inf, 1.0])
+    plain = Plain(case.rule(**{**options, "weight_decay": 0.0}), start)
+    for _ in range(2):
+        plain.update(np.array([0.1, 0.2, 0.3]))
+    assert_same_bits(plain.parameter[:2], start[:2])
+    assert np.isfinite(plain.parameter[2])
+    assert all(np.isfinite(array).all() for array in plain.states.values())
+
+
+@each_combination
+def test_a_learning_rate_of_zero_moves_nothing_and_makes_no_nan(case, options):
+    start = ordinary(100, "float64", 1)
+    plain = Plain(case.rule(**{**options, "lr": 0.0}), start)
+    for _ in range(2):
+        plain.update(np.where(np.arange(100) % 2, ordinary(100, "float64", 2), 0.0))
+    assert_same_bits(plain.parameter, start)
+
+
+@each_combination
+def test_a_rule_writes_into_nothing_that_it_is_given(case, options):
+    plain = Plain(case.rule(**options), extreme(1000, "float32", 1))
+    for step in range(2):  # float32 arrays are handed to the rule's update as they are
+        gradient = extreme(1000, "float32", 2 + step)
+        given = [plain.parameter, gradient, *plain.states.values()]
+        for array in given:
+            array.flags.writeable = False
+        plain.update(gradient)
+
+
+# --- SGD's buffer
+
+
+@pytest.mark.parametrize("dampening", [0.0, 0.5, 1.0])
+def test_sgds_first_gradient_enters_the_buffer_undampened(dampening):
+    plain = Plain(rules.SGD(lr=1.0, momentum=0.9, dampening=dampening), np.zeros(3))
+    first, second = np.array([1.0, -2.0, 3.0]), np.array([4.0, 4.0, 4.0])
+    plain.update(first)
+    assert_same_bits(plain.states["momentum_buffer"], first)
+    plain.update(second)
+    assert_same_bits(plain.states["momentum_buffer"], 0.9 * first + (1 - dampening) * second)
+
+
+@pytest.mark.parametrize("old", [np.nan, np.inf, 7.0])
+def test_sgds_first_gradient_ignores_what_the_buffer_holds(old):
+    plain = Plain(rules.SGD(momentum=0.9), np.zeros(1))
+    plain.states["momentum_buffer"][...] = old
+    plain.update(np.array([1.0]))
+    assert plain.states["momentum_buffer"] == 1
+
+
+def test_sgd_counts_only_where_the_counter_is_the_buffers_age():
+    assert rules.SGD(momentum=0.9).counts
+    assert not rules.SGD().counts
+    assert rules.Adam().counts
+
+
+# --- Adam's details
+
+
+@pytest.mark.parametrize("rule", [rules.Adam(lr=0.01, amsgrad=True), rules.AdamW(lr=0.01, amsgrad=True)])
+def test_amsgrad_keeps_the_largest_uncorrected_moment_and_nan(rule):
+    plain = Plain(rule, np.zeros(3))
+    plain.update(np.array([10.0, 1.0, np.nan]))
+    largest = plain.states["max_exp_avg_sq"].copy()
+    assert_same_bits(largest, plain.states["exp_avg_sq"])
+    plain.update(np.array([0.0, 10.0, 1.0]))
+    assert plain.states["max_exp_avg_sq"][0] == largest[0] > plain.states["exp_avg_sq"][0]
+    assert plain.states["max_exp_avg_sq"][1] == plain.states["exp_avg_sq"][1] > largest[1]
+    assert np.isnan(plain.states["max_exp_avg_sq"][2])
+
+
+@pytest.mark.parametrize("decay", [1e-8, 6e-8, 2e-7, 1e-6, 1e-4])
+def test_a_small_decay_is_rounded_once(decay):
+    """At most half an ulp from the exact result; a factor 1 - lr weight_decay in float32 would cost up to one more."""
+    plain = Plain(rules.AdamW(lr=1.0, weight_decay=decay), ordinary(1000, "float32", 1))
+    exact = plain.parameter * (1 - np.float64(decay))
+    plain.update(np.zeros(1000, np.float32))
+    assert (np.abs(plain.parameter - exact) <= 0.501 * np.spacing(np.abs(exact).astype(np.float32))).all()
+
+
+def test_adam_with_large_eps_differs_from_small():
+    results = []
+    for eps in (1e-8, 1e-3):
+        plain = Plain(rules.Adam(lr=0.01, eps=eps), np.zeros(10))
+        plain.update(0.01 * ordinary(10, "float64", 1))
+        results.append(plain.parameter)
+    assert (np.abs(results[0]) > np.abs(results[1])).all()
+
+
+# --- hyperparameters
+
+
+OUTSIDE = {"[0, inf)": (-1e-9, -1.0, np.inf, -np.inf), "[0, 1)": (-1e-9, 1.0, 2.0, np.inf), "(-inf, inf)": (np.inf,)}
+EDGE = {"[0, inf)": (0.0, -0.0, 1e300), "[0, 1)": (0.0, np.nextafter(1, 0)), "(-inf, inf)": (-1e300, 1e300)}
+
+
+def numeric_options(case):
+    """Name, default and range of each hyperparameter that is a number or a tuple of them."""
+    for name, field in case.rule.options().items():
+        if field.init and not isinstance(field.default, bool):
+            yield name, field.default, field.metadata["interval"].text
+
+
+def with_number(default, value):
+    """The value where the default is a number; in each place in turn where it is a tuple."""
+    if not isinstance(default, tuple):
+        return [value]
+    return [(*default[:i], value, *default[i + 1 :]) for i in range(len(default))]
+
+
+@each_case
+def test_numbers_out_of_range_are_refused_by_name_value_and_range(case):
+    for name, default, interval in numeric_options(case):
+        for value in (*OUTSIDE[interval], np.nan):
+            for place, options in enumerate(with_number(default, value)):
+                with pytest.raises(ValueError) as error:
+                    case.rule(**{name: options})
+                what = f"{name}[{place}]" if isinstance(default, tuple) else name
+                assert str(error.value) == f"{case.name}: {what} must be in {interval}, got {value}."
+
+
+@each_case
+def test_numbers_at_the_edge_of_their_range_are_taken(case):
+    for name, default, interval in numeric_options(case):
+        for value in EDGE[interval]:
+            for options in with_number(default, value):
+                assert getattr(case.rule(**{name: options}), name) == options
+
+
+@each_case
+def test_what_torch_refuses_is_refused(case):
+    for options in case.combinations():
+        if options not in case.valid():
+            with pytest.raises(ValueError, match=f"^{case.name}: "):
+                case.rule(**options)
+        else:
+            case.rule(**options)
+
+
+@each_case
+@pytest.mark.parametrize("value", ["0.1", None, [0.1], 1j, True, np.True_, np.ones(2)])
+def test_what_is_no_number_is_refused(case, value):
+    for name, default, _ in numeric_options(case):
+        for options in with_number(default, value):
+            with pytest.raises((TypeError, ValueError), match=f"^{case.name}: {name}"):
+                case.rule(**{name: options})
+
+
+@each_case
+@pytest.mark.parametrize("kind", [int, np.float32, np.int64, np.array, Fraction])
+def test_numbers_of_any_kind_become_floats(case, kind):
+    for name, default, _ in numeric_options(case):
+        for options in with_number(default, kind(0)):
+            value = getattr(case.rule(**{name: options}), name)
+            parts = value if isinstance(value, tuple) else (value,)
+            assert all(type(part) is float for part in parts)
+            assert hash(case.rule(**{name: options})) == hash(case.rule(**{name: value}))
+
+
+@pytest.mark.parametrize("betas", [(0.9,), (0.9, 0.99, 0.999), 0.9, "ab", {0.9: 1, 0.99: 2}, None])
+def test_betas_are_two_numbers(betas):
+    with pytest.raises((TypeError, ValueError), match=r"^Adam: betas must be 2 numbers such as \(0.9, 0.999\), got "):
+        rules.Adam(betas=betas)
+
+
+def test_betas_may_be_ints_and_a_list():
+    assert rules.Adam(betas=[0, 0]).betas == (0.0, 0.0)
+
+
+@each_case
+def test_flags_are_true_or_false(case):
+    for name, field in case.rule.options().items():
+        if isinstance(field.default, bool) and field.init:
+            for value in (1, 0, None, "yes", 1.0):
+                with pytest.raises(TypeError, match=f"^{case.name}: {name} is a flag, True or False, got {value!r}"):
+                    case.rule(**{name: value})
+
+
+def test_adamw_is_decoupled_by_definition():
+    assert rules.AdamW().decoupled_weight_decay
+    with pytest.raises(TypeError):
+        rules.AdamW(decoupled_weight_decay=False)
+
+
+@each_case
+def test_defaults_are_torchs(case):
+    theirs = case.reference([torch.zeros(1)]).defaults
+    for name, field in case.rule.options().items():
+        assert field.default == theirs[name], name
