@@ -5,68 +5,61 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import numpy as np
+import overhead
 from record import RESULTS, ROOT, circumstances, figure_table, write
 from timing import Figure, figure, interleaved, seconds
 
-SPEED_BARS = {"NumPy, whole arrays": 6, "NumPy, out=": 1.5, "torch, for-loop": 4, "torch, foreach": 3, "torch, fused": 0.6}
-MEMORY_BAR, OVERHEAD_BAR, IMPORT_BAR = 32, 20, 0.2  # MiB, microseconds, seconds
+from fusedopt.cli.contestants import OPTIMIZERS, contestants
+from fusedopt.cli.side_by_side import Contestant, warm_up
+
+# How many times as fast as each of them Adam's step has to be.
+SPEED_BARS = {
+    "NumPy whole arrays": 6.0,
+    "NumPy out=": 1.5,
+    "torch for-loop": 4.0,
+    "torch foreach": 3.0,
+    "torch fused": 0.6,
+}
+MEMORY_BAR, PYTHON_BAR, IMPORT_BAR = 32, 20, 0.2  # MiB, microseconds, seconds
 TENSORS = (10, 100, 1_000, 10_000)
 FLAT = 2  # times the time of 10 tensors that a flat step may take with 10,000
 
 
+def contestants_of(optimizer: str, size: int) -> dict[str, Contestant]:
+    """Those of `python -m fusedopt bench`, on one tensor; ours is called fusedopt."""
+    random = np.random.default_rng(0)
+    weights, gradient = 0.02 * random.standard_normal(size, np.float32), random.standard_normal(size, np.float32)
+    found = contestants(np, optimizer, [weights], [gradient])
+    return {name.partition(".")[0]: contestant for name, contestant in found.items()}
+
+
 def speed(optimizer: str, size: int, rounds: int) -> Iterator[Figure]:
     """Times of all contestants, and how many times as fast as each peer fusedopt is."""
-    import peers
-
-    entries = dict(peers.ENTRIES[optimizer])
-    p, g = peers.work(size)
-    ours = entries.pop("fusedopt")(p, g)
-    ours.step()
-    ours_all: list[float] = []
-    rest: list[Figure] = []
-    for name, enter in entries.items():
-        try:
-            peer = enter(p, g)
-        except ImportError as error:
-            print(f"{name} is left out: {error}")
-            continue
-        peer.step()
-        our_times, peer_times = interleaved(ours.step, peer.step, rounds)
-        ours_all += our_times
-        ratios = [theirs / own for theirs, own in zip(peer_times, our_times)]
-        bar = SPEED_BARS[name] if optimizer == "Adam" else None
-        rest += [
-            figure(f"{optimizer}: {name}", "ms", [1e3 * t for t in peer_times]),
+    peers = contestants_of(optimizer, size)
+    apart = max(warm_up(peers).values()) / float(OPTIMIZERS[optimizer][1]["lr"])
+    ours = peers.pop("fusedopt")
+    our_times: list[float] = []
+    of_peers: list[Figure] = []
+    for name, peer in peers.items():
+        times = interleaved(ours.step, peer.step, rounds)
+        our_times += times[0]
+        ratios = [theirs / own for own, theirs in zip(*times)]
+        bar = SPEED_BARS[name] if optimizer == "adam" else None
+        of_peers += [
+            figure(f"{optimizer}: {name}", "ms", [1e3 * t for t in times[1]]),
             figure(f"{optimizer}: fusedopt against {name}", "times as fast", ratios, at_least=bar),
         ]
-        del peer  # its arrays make room for the next one's
-    yield figure(f"{optimizer}: fusedopt", "ms", [1e3 * t for t in ours_all])
-    yield from rest
-
-
-def agreement(size: int = 100_003, steps: int = 3) -> Iterator[Figure]:
-    """How far the contestants are from each other after some steps, in units of the learning rate."""
-    import peers
-
-    for optimizer, entries in peers.ENTRIES.items():
-        ends = []
-        for enter in entries.values():
-            try:
-                contestant = enter(*peers.work(size))
-            except ImportError:
-                continue
-            for _ in range(steps):
-                contestant.step()
-            ends.append(np.array(contestant.values()))
-        apart = max(float(np.abs(end - ends[0]).max()) for end in ends) / peers.LR
-        yield figure(f"{optimizer}: largest difference of the results", "lr", [apart], at_most=1e-3)
+    yield figure(f"{optimizer}: fusedopt", "ms", [1e3 * t for t in our_times])
+    yield from of_peers
+    yield figure(f"{optimizer}: largest difference of the results", "lr", [apart], at_most=1e-3)
 
 
 def memory(size: int) -> Iterator[Figure]:
@@ -75,28 +68,24 @@ def memory(size: int) -> Iterator[Figure]:
                                   ("1,000 tensors", 1_000, "float16")):  # fmt: skip
         found = json.loads(_python(str(ROOT / "benchmarks" / "memory.py"), str(size), str(tensors), dtype))
         for what, mebibytes in found.items():
-            name = f"extra memory of a step, {size:,} {dtype} in {title}: {what}"
+            name = f"extra memory, {dtype} in {title}: {what}"
             yield figure(name, "MiB", [mebibytes], at_most=MEMORY_BAR)
 
 
-def overhead(rounds: int) -> Iterator[Figure]:
-    """The Python time of a step, on both paths."""
-    from overhead import Steps
-
-    for path, idle_device in (("CPU", False), ("CUDA, launch left out", True)):
-        for case in ("unchanged", "in_training"):
-            medians = {}
+def python_time(rounds: int) -> Iterator[Figure]:
+    """The Python time of a step by the number of tensors, on the CPU's and on CUDA's path."""
+    for path in (overhead.CPU, overhead.TWO_THREADS, overhead.CUDA):
+        for case in (overhead.unchanged, overhead.changed, overhead.changed_cold):
+            has_bar = path != overhead.TWO_THREADS and case is not overhead.changed_cold
+            title = f"Python time, {path}, {case.__name__.replace('_', ' ')}"
+            found = []
             for tensors in TENSORS:
-                step = getattr(Steps(tensors, idle_device), case)
-                for _ in range(10):
-                    step()
-                repeats = max(10, rounds * 1000 // tensors) if case == "in_training" else 100 * rounds
-                samples = [1e6 * step() for _ in range(min(repeats, 100 * rounds))]
-                medians[tensors] = statistics.median(samples)
-                name = f"Python time of a step, {case.replace('_', ' ')}, {path}: {tensors:,} tensors"
-                yield figure(name, "us", samples, at_most=OVERHEAD_BAR if tensors == 1_000 else None)
-            name = f"Python time of a step, {case.replace('_', ' ')}, {path}: 10,000 tensors against 10"
-            yield figure(name, "times", [medians[10_000] / medians[10]], at_most=FLAT)
+                samples = [1e6 * s for s in case(tensors, path, max(20, min(50 * rounds, 100_000 // tensors)))]
+                bar = PYTHON_BAR if has_bar and tensors == 1_000 else None
+                found.append(figure(f"{title}: {tensors:,} tensors", "us", samples, at_most=bar))
+            yield from found
+            growth = found[-1].value / found[0].value
+            yield figure(f"{title}: 10,000 against 10", "times", [growth], at_most=FLAT if has_bar else None)
 
 
 def imports(rounds: int) -> Iterator[Figure]:
@@ -122,14 +111,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json", help="the result file")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a bar is missed")
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
-    import peers
-
-    peers.use_threads(arguments.threads)
+    os.environ["FUSEDOPT_NUM_THREADS"] = str(arguments.threads)  # torch is given as many
     about = {**circumstances(), "size": arguments.size, "threads": arguments.threads, "rounds": arguments.rounds}
     figures: list[Figure] = []
     took = seconds(lambda: figures.extend(measured(arguments.size, arguments.rounds)))
-    write(arguments.out, {"about": {**about, "seconds": round(took, 1)}, "figures": [f.record() for f in figures]})
+    about |= {"seconds": round(took, 1), "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY")}
+    write(arguments.out, {"about": about, "figures": [f.record() for f in figures]})
     print(figure_table(figures))
     missed = [f for f in figures if f.met is False]
     print(f"\n{len(missed)} bars are missed." if missed else "\nAll bars are met.")
@@ -138,11 +125,10 @@ def main() -> int:
 
 def measured(size: int, rounds: int) -> Iterator[Figure]:
     """All figures."""
-    yield from speed("Adam", size, rounds)
-    yield from speed("SGD", size, rounds)
-    yield from agreement()
+    for optimizer in OPTIMIZERS:
+        yield from speed(optimizer, size, rounds)
     yield from memory(size)
-    yield from overhead(rounds)
+    yield from python_time(rounds)
     yield from imports(rounds)
 
 

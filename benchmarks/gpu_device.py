@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import statistics
 import subprocess
@@ -29,12 +30,15 @@ class Gpu:
         self.multiprocessors = int(properties["multiProcessorCount"])
         self.l2_bytes = int(properties["l2CacheSize"])
         self.capability = (int(properties["major"]), int(properties["minor"]))
-        self._backend = cuda.backend(cupy.cuda.Device().id)
 
     @property
     def surface(self) -> Any:
         """fusedopt's own surface of the device."""
-        return self._backend.surface
+        return cuda.backend(self._cupy.cuda.Device().id).surface
+
+    @functools.cached_property
+    def _some_noise(self) -> Any:
+        return self._cupy.array(np.random.default_rng(0).standard_normal(2**22, np.float32))
 
     def facts(self) -> dict[str, Any]:
         """What the device, its driver and its libraries are."""
@@ -65,10 +69,10 @@ class Gpu:
 
     def noise(self, count: int) -> Any:
         """Random float32, by repeating 4 Mi numbers: zeros can be faster than what people train with."""
-        some = self._cupy.array(np.random.default_rng(0).standard_normal(min(count, 2**22), np.float32))
         array = self._cupy.empty(count, np.float32)
-        for start in range(0, count, len(some)):
-            array[start : start + len(some)] = some[: count - start]
+        for start in range(0, count, len(self._some_noise)):
+            part = array[start : start + len(self._some_noise)]
+            part[...] = self._some_noise[: len(part)]
         return array
 
     def copy(self, to: Any, source: Any) -> None:
@@ -97,10 +101,10 @@ class Gpu:
         return float(self._cupy.cuda.get_elapsed_time(start, end)) / 1e3 / repeats
 
     def host_seconds(self, step: Step, repeats: int) -> float:
-        """The median time until a call returns, with nothing waited for."""
-        self.synchronize()
+        """The median time until a call returns; the device is idle before each, so that no full queue is waited for."""
         times = []
         for _ in range(repeats):
+            self.synchronize()
             start = time.perf_counter()
             step()
             times.append(time.perf_counter() - start)

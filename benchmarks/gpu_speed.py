@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import itertools
 import sys
@@ -19,8 +20,11 @@ from fusedopt.backends import device
 
 OPTIONS: dict[str, dict[str, Any]] = {"Adam": {"lr": 1e-3}, "SGD": {"lr": 1e-3, "momentum": 0.9}}
 STATES = {"Adam": 2, "SGD": 1}
+MI = 2**20
+LARGE = 64 * MI  # elements from which the bars hold
 SHARE_BAR = 0.95  # of the plain stream kernel's speed
 HOST_BAR = 30  # microseconds
+NO_CAP = 1_000_000  # blocks a multiprocessor: as many as there are chunks
 
 Step = Callable[[], object]
 
@@ -36,7 +40,7 @@ class Work:
     @property
     def title(self) -> str:
         many = "one tensor" if self.tensors == 1 else f"{self.tensors:,} tensors"
-        return f"{self.optimizer}, {self.elements / 2**20:g} Mi in {many}"
+        return f"{self.optimizer}, {self.elements / MI:g} Mi in {many}"
 
     @property
     def bytes(self) -> int:
@@ -51,11 +55,11 @@ class Work:
     @property
     def resident(self) -> int:
         """Bytes that all contestants need together: fusedopt's, the stream's and torch's arrays, and temporaries."""
-        return self.elements * 4 * 16
+        return self.elements * 4 * 24
 
 
 def stream_text(written: int) -> str:
-    """A kernel that reads and writes `written` arrays and reads one more, 128 bits an access; 0: copies one to another."""
+    """A kernel that reads and writes `written` arrays and reads one more, by 128 bits; 0: copies one to another."""
     if written == 0:
         arguments, body = "const float4* from, float4* to", "    to[i] = from[i];"
     else:
@@ -127,60 +131,81 @@ def torch_steps(work: Work) -> dict[str, Callable[[], float]]:
 
         return timed
 
-    return {"torch, fused": entry(fused=True), "torch, foreach": entry(foreach=True)}
+    return {"torch fused": entry(fused=True), "torch foreach": entry(foreach=True)}
+
+
+@dataclasses.dataclass
+class Contestant:
+    """One thing that is timed.
+
+    Attributes:
+        timed: Gives the seconds of one step.
+        bytes: What a step moves at least.
+        ceiling: `stream` or `copy` where this is one of the plain kernels that a step is held against.
+    """
+
+    timed: Callable[[], float]
+    bytes: int
+    ceiling: str = ""
+
+
+def contestants(gpu: Any, work: Work, step: Step, notes: list[str]) -> dict[str, Contestant]:
+    """fusedopt's step, the plain kernels, each also as a graph, and torch. What cannot be done goes to `notes`."""
+    stream = streams(gpu, work.elements, 1 + STATES[work.optimizer])
+    copy = streams(gpu, work.elements, 0)
+    source, to = gpu.noise(work.elements), gpu.noise(work.elements)
+    copy["copyto"] = lambda: gpu.copy(to, source)
+    found: dict[str, Contestant] = {}
+    for ceiling, steps in (("", {"fusedopt": step}), ("stream", stream), ("copy", copy)):
+        moved = 8 * work.elements if ceiling == "copy" else work.bytes
+        for name, each in steps.items():
+            found[name] = Contestant(functools.partial(gpu.device_seconds, each, work.repeats), moved, ceiling)
+            try:
+                replay = gpu.captured(each, work.repeats)
+            except Exception as error:
+                notes.append(f"{work.title}: {name} cannot be captured: {type(error).__name__}: {error}")
+                continue
+            timed = functools.partial(_of_each, gpu, replay, work.repeats)
+            found[f"{name}, graph"] = Contestant(timed, moved, ceiling)
+    try:
+        found |= {name: Contestant(timed, work.bytes) for name, timed in torch_steps(work).items()}
+    except Exception as error:  # such as no memory left
+        notes.append(f"{work.title}: torch: {type(error).__name__}: {error}")
+    return found
+
+
+def _of_each(gpu: Any, replay: Step, steps: int) -> float:
+    return float(gpu.device_seconds(replay, 1)) / steps
 
 
 def speed(gpu: Any, work: Work, rounds: int, notes: list[str]) -> Iterator[Figure]:
-    """Times, GB/s and shares of one kind of work; all contestants take turns. What cannot be done goes to `notes`."""
+    """Times, GB/s and shares of one kind of work; all contestants take turns."""
     if gpu.free_bytes() < work.resident:
         notes.append(f"{work.title}: left out, it needs {work.resident / 1e9:.0f} GB of device memory")
         return
     optimizer = optimizer_of(gpu, work)
-    plain: dict[str, Step] = {"fusedopt": optimizer.step, **streams(gpu, work.elements, 1 + STATES[work.optimizer])}
-    mix = list(plain)[1:]
-    plain |= streams(gpu, work.elements, 0)
-    copies = [name for name in plain if name.startswith("copy")]
-    source, to = gpu.noise(work.elements), gpu.noise(work.elements)
-    plain["copyto"] = lambda: gpu.copy(to, source)
-    moved = dict.fromkeys(plain, work.bytes) | dict.fromkeys([*copies, "copyto"], 8 * work.elements)
-
-    timed: dict[str, Callable[[], float]] = {}
-    for name, step in plain.items():
-        step()
-        timed[name] = lambda step=step: gpu.device_seconds(step, work.repeats)
-        if name != "copyto":
-            try:
-                replay = gpu.captured(step, work.repeats)
-            except Exception as error:
-                notes.append(f"{work.title}: {name} cannot be captured: {type(error).__name__}: {error}")
-            else:
-                timed[f"{name}, graph"] = lambda replay=replay: gpu.device_seconds(replay, 1) / work.repeats
-                moved[f"{name}, graph"] = moved[name]
-    try:
-        timed |= torch_steps(work)
-    except Exception as error:  # such as no memory left
-        notes.append(f"{work.title}: torch: {type(error).__name__}: {error}")
-    times: dict[str, list[float]] = {name: [] for name in timed}
+    all_of_them = contestants(gpu, work, optimizer.step, notes)
+    times: dict[str, list[float]] = {name: [] for name in all_of_them}
     for number in range(rounds + 1):
-        for name, measure in timed.items():
-            took = measure()
+        for name, contestant in all_of_them.items():
+            took = contestant.timed()
             if number:  # the first round warms up
                 times[name].append(took)
+    rates = {name: [all_of_them[name].bytes / t / 1e9 for t in samples] for name, samples in times.items()}
+    for name in times:
+        yield figure(f"{work.title}: {name}", "us", [1e6 * t for t in times[name]])
+        yield figure(f"{work.title}: {name}", "GB/s", rates[name])
 
-    for name, samples in times.items():
-        yield figure(f"{work.title}: {name}", "us", [1e6 * t for t in samples])
-        yield figure(f"{work.title}: {name}", "GB/s", [moved.get(name, work.bytes) / t / 1e9 for t in samples])
+    large = work.elements >= LARGE
     best = "fusedopt, graph" if "fusedopt, graph" in times else "fusedopt"
-    large = work.elements >= 64 * 2**20
-    rate = {name: [moved.get(name, work.bytes) / t for t in samples] for name, samples in times.items()}
-    for title, names, bar in (("stream", mix, SHARE_BAR if large else None), ("copy", [*copies, "copyto"], None)):
-        ceiling = [max(rates) for rates in zip(*(r for name, r in rate.items() if name.removesuffix(", graph") in names))]
-        shares = [ours / top for ours, top in zip(rate[best], ceiling)]
-        yield figure(f"{work.title}: {best}, share of the best {title}", "", shares, at_least=bar)
-    for name in ("torch, fused", "torch, foreach"):
+    for ceiling, bar in (("stream", SHARE_BAR if large else None), ("copy", None)):
+        tops = map(max, zip(*(rates[name] for name, each in all_of_them.items() if each.ceiling == ceiling)))
+        shares = [ours / top for ours, top in zip(rates[best], tops)]
+        yield figure(f"{work.title}: {best}, share of the best {ceiling}", "", shares, at_least=bar)
+    for name in ("torch fused", "torch foreach"):
         if name in times:
             ratios = [theirs / ours for theirs, ours in zip(times[name], times["fusedopt"])]
-            bar = 1 if large and name == "torch, fused" else None
+            bar = 1 if large and name == "torch fused" else None
             yield figure(f"{work.title}: fusedopt against {name}", "times as fast", ratios, at_least=bar)
     yield from host_times(gpu, optimizer, work)
 
@@ -203,7 +228,7 @@ def all_speeds(gpu: Any, quick: bool, until: float, notes: list[str]) -> Iterato
     with gpu.stream():
         # The largest first of each optimizer: should time run out, the small ones are missing.
         for size, tensors, optimizer in itertools.product(sorted(sizes, reverse=True), (1, 1_000), OPTIONS):
-            work = Work(optimizer, size * 2**20, tensors)
+            work = Work(optimizer, size * MI, tensors)
             if time.monotonic() > until:
                 notes.append(f"{work.title}: left out, there is no time left")
                 continue
@@ -216,16 +241,16 @@ def all_speeds(gpu: Any, quick: bool, until: float, notes: list[str]) -> Iterato
 def sweep(gpu: Any, quick: bool, until: float, notes: list[str]) -> Iterator[Figure]:
     """Adam's device time over chunk sizes, blocks a multiprocessor and threads a block; it decides nothing."""
     chunks = (4, 16, 64) if quick else (4, 8, 16, 32, 64)
-    blocks = (4, 1_000_000) if quick else (2, 4, 8, 16, 1_000_000)
+    blocks = (4, NO_CAP) if quick else (2, 4, 8, 16, NO_CAP)
     with gpu.stream():
         for size in (16,) if quick else (16, 128):
-            work = Work("Adam", size * 2**20, 1)
+            work = Work("Adam", size * MI, 1)
             if gpu.free_bytes() < work.resident:
                 notes.append(f"sweep of {work.title}: left out, too little device memory")
                 continue
             optimizer = optimizer_of(gpu, work)
             for threads, chunk, cap in itertools.product((256, 128, 512), chunks, blocks):
-                name = f"{work.title}: {threads} threads, {chunk} Ki a chunk, {cap if cap < 1_000_000 else 'all'} blocks"
+                name = f"{work.title}: {threads} threads, {chunk} Ki a chunk, {'any' if cap == NO_CAP else cap} blocks"
                 if time.monotonic() > until:
                     notes.append(f"sweep: {name} and what follows is left out, there is no time left")
                     return
@@ -252,7 +277,7 @@ class geometry:
         self._patches = [
             mock.patch.object(device, "CHUNK", chunk),
             mock.patch.object(device, "BLOCKS", blocks),
-            mock.patch.object(device, "kernel_texts", lambda: (other, headers)),
+            mock.patch.object(device, "kernel_texts", return_value=(other, headers)),
             mock.patch.object(surface, "threads", threads),
             *(mock.patch.object(backend, "_kernels", {}) for backend in backends),
         ]

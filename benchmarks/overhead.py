@@ -51,15 +51,19 @@ class IdleArray(np.ndarray):
         return IdleSurface.device
 
 
+CPU, TWO_THREADS, CUDA = "CPU", "CPU, two threads", "CUDA but for the launch"
+
+
 class Steps:
     """An Adam over `tensors` tensors of 3 elements whose steps do no arithmetic.
 
     Args:
-        idle_device: Take the CUDA path, up to the launch, instead of the CPU's.
+        path: CPU: no blocks of elements are left to execute. TWO_THREADS: two empty ones are, so that work is handed to
+            another thread. CUDA: all up to the launch.
     """
 
-    def __init__(self, tensors: int, idle_device: bool) -> None:
-        kind = IdleArray if idle_device else np.ndarray
+    def __init__(self, tensors: int, path: str) -> None:
+        kind = IdleArray if path == CUDA else np.ndarray
         self.parameters = [fusedopt.Parameter(np.ones(3, np.float32).view(kind)) for _ in range(tensors)]
         self.gradients = [np.ones(3, np.float32).view(kind) for _ in range(tensors)]
         self.optimizer = fusedopt.Adam(self.parameters)
@@ -67,8 +71,8 @@ class Steps:
         self.optimizer.step()
         self.plans = list(self.optimizer._plans)
         for plan in self.plans:
-            if hasattr(plan, "pieces"):  # the CPU's: the blocks of elements that it executes
-                plan.pieces = []
+            if path != CUDA:
+                plan.pieces = [(0, 0, 0), (0, 0, 0)] if path == TWO_THREADS else []
 
     def _set_gradients(self) -> None:
         for parameter, gradient in zip(self.parameters, self.gradients):
@@ -76,17 +80,46 @@ class Steps:
 
     def unchanged(self) -> float:
         """Seconds of a step with gradients and hyperparameters as they were."""
-        return self._seconds()
-
-    def in_training(self) -> float:
-        """Seconds of a step after all gradients were dropped and set again and the learning rate changed."""
-        self.optimizer.zero_grad()
-        self._set_gradients()
-        self.optimizer.param_groups[0]["lr"] *= 0.999
-        return self._seconds()
-
-    def _seconds(self) -> float:
         took = seconds(self.optimizer.step)
         if any(new is not old for new, old in zip(self.optimizer._plans, self.plans, strict=True)):
             raise RuntimeError("the step made a new plan, with its arithmetic: this is not its Python time alone.")
         return took
+
+    def change(self) -> None:
+        """What a training loop does between steps: drop and set all gradients, change the learning rate."""
+        self.optimizer.zero_grad()
+        self._set_gradients()
+        self.optimizer.param_groups[0]["lr"] *= 0.999
+
+
+def unchanged(tensors: int, path: str, samples: int) -> list[float]:
+    """Seconds of steps between which nothing changes."""
+    steps = Steps(tensors, path)
+    return [steps.unchanged() for _ in range(10 + samples)][10:]
+
+
+def changed(tensors: int, path: str, samples: int) -> list[float]:
+    """Seconds of steps after `Steps.change`. Before each, another optimizer of 10 tensors is changed and steps.
+
+    So the processor's caches have the code again, which the thousands of parameters that were just set have put out:
+    what is compared is the work of few and of many tensors, not how much `change` itself went through.
+    """
+    steps, small = Steps(tensors, path), Steps(10, path)
+    found = []
+    for _ in range(10 + samples):
+        steps.change()
+        small.change()
+        small.unchanged()
+        found.append(steps.unchanged())
+    return found[10:]
+
+
+def changed_cold(tensors: int, path: str, samples: int) -> list[float]:
+    """Seconds of steps after `Steps.change` and after 64 MiB of other work, with no code and no data in near caches."""
+    steps, other = Steps(tensors, path), np.zeros(2**24, np.float32)
+    found = []
+    for _ in range(10 + samples):
+        steps.change()
+        other += 1
+        found.append(steps.unchanged())
+    return found[10:]

@@ -46,12 +46,8 @@ def _git(*arguments: str) -> str:
 
 def circumstances() -> dict[str, Any]:
     """When, where and of what: the first part of every result file."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    found = (distribution for name in PACKAGES for distribution in importlib.metadata.distributions(name=name))
+    versions = {distribution.name: distribution.version for distribution in found}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -83,10 +79,8 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Text in columns, the first one flush left."""
     lines = [list(headings), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(zip(line, widths)))
-        for line in lines
-    )
+    aligned = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
+    return "\n".join("  ".join(line) for line in aligned)
 
 
 def figure_table(figures: Iterable[Figure]) -> str:
@@ -94,8 +88,5 @@ def figure_table(figures: Iterable[Figure]) -> str:
     verdicts = {True: "met", False: "MISSED", None: ""}
     return table(
         ("", "median", "quartiles", "unit", "bar", ""),
-        [
-            (f.name, f"{f.value:.3g}", f"{f.low:.3g} to {f.high:.3g}", f.unit, f.bar, verdicts[f.met])
-            for f in figures
-        ],
+        [(f.name, f"{f.value:.3g}", f"{f.low:.3g} to {f.high:.3g}", f.unit, f.bar, verdicts[f.met]) for f in figures],
     )

@@ -7,22 +7,32 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from typing import Any
 
-import peers
+import compare
+import numpy as np
 import pytest
+
+from fusedopt.cli.contestants import OPTIMIZERS
+from fusedopt.cli.side_by_side import Contestant
 
 SIZE = int(os.environ.get("FUSEDOPT_BENCH_SIZE", 32 * 2**20))
 THREADS = int(os.environ.get("FUSEDOPT_BENCH_THREADS", 2))
 
-work = functools.cache(peers.work)
+
+@functools.lru_cache(maxsize=1)  # the arrays of one optimizer at a time
+def contestants(optimizer: str) -> Mapping[str, Contestant]:
+    return compare.contestants_of(optimizer, SIZE)
 
 
-@pytest.mark.parametrize(("optimizer", "peer"), [(o, peer) for o, entries in peers.ENTRIES.items() for peer in entries])
-def test_step(benchmark: Any, optimizer: str, peer: str) -> None:
+@pytest.mark.parametrize("peer", ["fusedopt", *compare.SPEED_BARS])
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_step(benchmark: Any, monkeypatch: pytest.MonkeyPatch, optimizer: str, peer: str) -> None:
     if peer.startswith("torch"):
         pytest.importorskip("torch")
-    peers.use_threads(THREADS)
-    contestant = peers.ENTRIES[optimizer][peer](*work(SIZE))
+    monkeypatch.setenv("FUSEDOPT_NUM_THREADS", str(THREADS))
+    contestant = contestants(optimizer)[peer]
     benchmark.group = f"{optimizer}, {SIZE:,} float32 parameters, {THREADS} threads"
     benchmark.pedantic(contestant.step, rounds=5, warmup_rounds=2)
+    assert np.isfinite(contestant.parameters()[0][:1000]).all()

@@ -1,4 +1,4 @@
-"""How durations are measured on the host: interleaved pairs, medians and quartiles. Nothing here knows what is timed."""
+"""How durations are measured on the host: interleaved pairs, medians, quartiles. What is timed is known elsewhere."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 Step = Callable[[], object]
+PAUSE = 0.02  # seconds
 
 
 def seconds(step: Step) -> float:
@@ -18,10 +19,15 @@ def seconds(step: Step) -> float:
 
 
 def interleaved(ours: Step, peer: Step, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of both, call beside call; who comes first alternates, so that neither always meets the other's caches."""
+    """Seconds of both, call beside call; who comes first alternates, so that neither is always second.
+
+    Before each call there is a pause: an OpenMP library's threads spin on for milliseconds after their work, on cores
+    that the other's threads need.
+    """
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds):
         for who in (0, 1) if number % 2 else (1, 0):
+            time.sleep(PAUSE)
             times[who].append(seconds((ours, peer)[who]))
     return times
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import numbers
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar, overload
 
@@ -20,6 +21,18 @@ _REBUILT = ("changes", "_seen", "_groups", "_arenas", "_backends", "_stepping", 
 
 Loss = TypeVar("Loss")
 Self = TypeVar("Self", bound="Optimizer")
+
+
+def _check_scalar(name: str, value: Any) -> None:
+    """Raise TypeError unless the value is one number; on a device it must be what the kernel reads, a float32."""
+    if isinstance(value, numbers.Real):
+        return
+    allowed = "fiub" if getattr(value, "device", None) == "cpu" else "f"
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    wrong = shape is None or value.size != 1 or getattr(dtype, "kind", "") not in allowed
+    if wrong or (allowed == "f" and dtype != "float32"):
+        got = type(value).__name__ if shape is None else f"an array of {dtype} and shape {shape}"
+        raise TypeError(f"{name} must be a number, or an array of one float32 on the parameters' device, got {got}.")
 
 
 class Optimizer:
@@ -185,7 +198,13 @@ class Optimizer:
 
         Returns:
             The closure's value; without one the optimizer itself.
+
+        Raises:
+            TypeError: `grad_scale` or `found_inf` is something else.
         """
+        for name, scalar in (("grad_scale", grad_scale), ("found_inf", found_inf)):
+            if scalar is not None:
+                _check_scalar(name, scalar)
         value = self if closure is None else closure()
         if self.changes != self._seen:
             self._replan()

@@ -39,73 +39,36 @@ struct Launch {
 
 // What a block keeps while it stays in one span.
 struct Shared {
+  Span span;
   double next[1 + SCALARS];     // the counter's values after this step
   double constants[CONSTANTS];  // a Variant::Constants
 };
 
+// Pointers and constants are read from shared memory each time: kept in registers, they would be up to 40 of the 64.
+__device__ inline void forget_shared_memory() { asm volatile("" ::: "memory"); }
+
 template <class Variant>
-__device__ inline void prepare(const Launch& launch, const Span& span, Shared& shared) {
+__device__ inline void prepare(const Launch& launch, Shared& shared) {
   typedef typename Variant::Constants Constants;
   static_assert(sizeof(Constants) <= sizeof(shared.constants), "the constants fit");
-  const double* before = global(span.counter)->values;
+  const double* before = global(shared.span.counter)->values;
   for (int i = 1; i <= SCALARS; i++) shared.next[i] = before[i];
   shared.next[0] = before[0] + 1;
+  const double* hyperparameters = launch.hyperparameters + shared.span.group * HYPERPARAMETERS;
   Constants constants;
-  Variant::scalars(launch.hyperparameters + span.group * HYPERPARAMETERS, shared.next[0], before + 1, constants, shared.next + 1);
+  Variant::scalars(hyperparameters, shared.next[0], before + 1, constants, shared.next + 1);
   constants.grad_scale = typename Variant::real(launch.grad_scale ? *launch.grad_scale : 1.0f);
   *reinterpret_cast<Constants*>(shared.constants) = constants;
 }
 
-// Lane t of a warp owns elements 4t to 4t+3 of each tile of 128, counted from the span's start, whatever the alignment.
-// It takes them at once, doubles in two halves: more would not fit the registers.
+// Neighbouring elements in registers. Doubles go by two: four of Adam's streams would not fit.
 template <class Variant>
-__device__ inline void sweep(const Launch& launch, const Span& span, const Chunk& chunk, Shared& shared, bool entered) {
+struct Elements {
   typedef typename Variant::real real;
-  constexpr unsigned WIDTH = sizeof(real) == 8 ? 2 : 4;
-  typename Variant::Parameter* parameter = global(static_cast<typename Variant::Parameter*>(span.parameter) + chunk.first);
-  const typename Variant::Gradient* gradient = global(static_cast<const typename Variant::Gradient*>(span.gradient) + chunk.first);
-  typename Variant::State* state[Variant::states + 1];  // + 1: an array of none is no C++
-  bool all_aligned = aligned<WIDTH>(parameter) && aligned<WIDTH>(gradient);
-#pragma unroll
-  for (int k = 0; k < Variant::states; k++) {
-    state[k] = global(static_cast<typename Variant::State*>(span.state[k]) + chunk.first);
-    all_aligned = all_aligned && aligned<WIDTH>(state[k]);
-  }
-  unsigned i = 4 * threadIdx.x;
-  if (entered) {  // memory is at work while one thread computes the constants
-    if (i < chunk.count) {
-      prefetch(parameter + i);
-      prefetch(gradient + i);
-#pragma unroll
-      for (int k = 0; k < Variant::states; k++) prefetch(state[k] + i);
-    }
-    if (threadIdx.x == 0) prepare<Variant>(launch, span, shared);
-    __syncthreads();
-  }
-  const auto& constants = *reinterpret_cast<const typename Variant::Constants*>(shared.constants);
-#pragma unroll 1
-  for (; i < chunk.count; i += (i + WIDTH) % 4 == 0 ? 4 * blockDim.x + WIDTH - 4 : WIDTH) {
+  static constexpr unsigned WIDTH = sizeof(real) == 8 ? 2 : 4;
+  real p[WIDTH], g[WIDTH], s[Variant::states + 1][WIDTH];  // + 1: an array of none is no C++
 
-    asm volatile("" ::: "memory");
-    typename Variant::Parameter* parameter = global(static_cast<typename Variant::Parameter*>(span.parameter) + chunk.first);
-    const typename Variant::Gradient* gradient = global(static_cast<const typename Variant::Gradient*>(span.gradient) + chunk.first);
-    typename Variant::State* state[Variant::states + 1];  // + 1: an array of none is no C++
-#pragma unroll
-    for (int k = 0; k < Variant::states; k++) state[k] = global(static_cast<typename Variant::State*>(span.state[k]) + chunk.first);
-    const unsigned lanes = chunk.count - i < WIDTH ? chunk.count - i : WIDTH;
-    const bool wide = all_aligned && lanes == WIDTH;
-    real p[WIDTH], g[WIDTH], s[Variant::states + 1][WIDTH];
-    if (wide) {
-      load(parameter + i, p);
-      load(gradient + i, g);
-#pragma unroll
-      for (int k = 0; k < Variant::states; k++) load(state[k] + i, s[k]);
-    } else {
-      load(parameter + i, lanes, p);
-      load(gradient + i, lanes, g);
-#pragma unroll
-      for (int k = 0; k < Variant::states; k++) load(state[k] + i, lanes, s[k]);
-    }
+  __device__ void update(const typename Variant::Constants& constants) {
 #pragma unroll
     for (unsigned lane = 0; lane < WIDTH; lane++) {
       real of_lane[Variant::states + 1];
@@ -114,16 +77,79 @@ __device__ inline void sweep(const Launch& launch, const Span& span, const Chunk
       Variant::update(constants, p[lane], g[lane], of_lane);
 #pragma unroll
       for (int k = 0; k < Variant::states; k++) s[k][lane] = of_lane[k];
+      if (sizeof(real) == 8) forget_shared_memory();  // one after the other: two doubles at once spill
     }
-    if (wide) {
-      store(parameter + i, p);
+  }
+};
+
+// Neighbouring elements in memory. Without `lanes` all of them are moved, by one access a stream; with it the first
+// `lanes`, one by one.
+template <class Variant>
+struct Streams {
+  static constexpr unsigned WIDTH = Elements<Variant>::WIDTH;
+  typename Variant::Parameter* parameter;
+  const typename Variant::Gradient* gradient;
+  typename Variant::State* state[Variant::states + 1];
+
+  __device__ Streams(const Span& span, unsigned long long first)
+      : parameter(global(static_cast<typename Variant::Parameter*>(span.parameter)) + first),
+        gradient(global(static_cast<const typename Variant::Gradient*>(span.gradient)) + first) {
 #pragma unroll
-      for (int k = 0; k < Variant::states; k++) store(state[k] + i, s[k]);
-    } else {
-      store(parameter + i, lanes, p);
+    for (int k = 0; k < Variant::states; k++)
+      state[k] = global(static_cast<typename Variant::State*>(span.state[k])) + first;
+  }
+
+  __device__ bool aligned() const {
+    bool all = ::aligned<WIDTH>(parameter) && ::aligned<WIDTH>(gradient);
 #pragma unroll
-      for (int k = 0; k < Variant::states; k++) store(state[k] + i, lanes, s[k]);
-    }
+    for (int k = 0; k < Variant::states; k++) all = all && ::aligned<WIDTH>(state[k]);
+    return all;
+  }
+
+  __device__ void prefetch() const {
+    ::prefetch(parameter);
+    ::prefetch(gradient);
+#pragma unroll
+    for (int k = 0; k < Variant::states; k++) ::prefetch(state[k]);
+  }
+
+  template <class... Lanes> __device__ void load(Elements<Variant>& elements, Lanes... lanes) const {
+    ::load(parameter, elements.p, lanes...);
+    ::load(gradient, elements.g, lanes...);
+#pragma unroll
+    for (int k = 0; k < Variant::states; k++) ::load(state[k], elements.s[k], lanes...);
+  }
+
+  template <class... Lanes> __device__ void store(const Elements<Variant>& elements, Lanes... lanes) const {
+    ::store(parameter, elements.p, lanes...);
+#pragma unroll
+    for (int k = 0; k < Variant::states; k++) ::store(state[k], elements.s[k], lanes...);
+  }
+};
+
+// Lane t of a warp owns elements 4t to 4t+3 of each tile of 128, counted from the span's start, whatever the alignment.
+template <class Variant>
+__device__ inline void sweep(const Launch& launch, const Chunk& chunk, Shared& shared, bool entered) {
+  constexpr unsigned WIDTH = Elements<Variant>::WIDTH;
+  const bool aligned = Streams<Variant>(shared.span, chunk.first).aligned();
+  unsigned i = 4 * threadIdx.x;
+  if (entered) {  // memory is at work while one thread computes the constants
+    if (i < chunk.count) Streams<Variant>(shared.span, chunk.first + i).prefetch();
+    if (threadIdx.x == 0) prepare<Variant>(launch, shared);
+    __syncthreads();
+  }
+  const auto& constants = *reinterpret_cast<const typename Variant::Constants*>(shared.constants);
+#pragma unroll 1
+  for (; i < chunk.count; i += (i + WIDTH) % 4 ? WIDTH : 4 * blockDim.x - (4 - WIDTH)) {
+    const unsigned lanes = chunk.count - i < WIDTH ? chunk.count - i : WIDTH;
+    const bool wide = aligned && lanes == WIDTH;
+    Elements<Variant> elements;
+    const Streams<Variant> from(shared.span, chunk.first + i);
+    wide ? from.load(elements) : from.load(elements, lanes);
+    elements.update(constants);
+    forget_shared_memory();
+    const Streams<Variant> to(shared.span, chunk.first + i);
+    wide ? to.store(elements) : to.store(elements, lanes);
   }
 }
 
@@ -134,12 +160,17 @@ extern "C" __global__ void __launch_bounds__(256, 4) fused_step(const Launch lau
   unsigned current = ~0u;
   for (unsigned long long c = blockIdx.x; c < launch.count; c += gridDim.x) {
     const Chunk chunk = launch.chunks[c];
-    const Span& span = launch.spans[chunk.span];
+    const bool entered = chunk.span != current;
+    current = chunk.span;
+    if (entered) {
+      if (threadIdx.x == 0) shared.span = launch.spans[chunk.span];
+      __syncthreads();
+    }
+    const Span& span = shared.span;
     switch (span.variant) {
-#define SWEEP(Variant) sweep<Variant>(launch, span, chunk, shared, chunk.span != current)
+#define SWEEP(Variant) sweep<Variant>(launch, chunk, shared, entered)
       EACH_VARIANT(SWEEP)
     }
-    current = chunk.span;
     // The last chunk of a span advances its counters. Thread 0 has read them before it takes its ticket.
     bool last = false;
     if (threadIdx.x == 0 && span.chunks) {

@@ -45,14 +45,16 @@ template <class T> __device__ inline T* global(T* pointer) {
   return pointer;
 }
 
-// Starts to fetch from memory into the second-level cache, and waits for nothing.
+// Starts to bring a line into the second-level cache, and waits for nothing.
 __device__ inline void prefetch(const void* pointer) {
 #ifdef __CUDACC__
   asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer));
+#else
+  (void)pointer;
 #endif
 }
 
-// Neighbouring elements of one lane: one 128-bit access of four floats or two doubles, one 64-bit access of four halves.
+// Neighbouring elements, moved at once: four floats or two doubles by 128 bits, four halves by 64.
 template <class T, unsigned WIDTH> union alignas(sizeof(T) * WIDTH) Pack {
   T lane[WIDTH];
   unsigned word[sizeof(T) * WIDTH / 4];
@@ -62,30 +64,36 @@ template <unsigned WIDTH, class T> __device__ inline bool aligned(const T* point
   return reinterpret_cast<unsigned long long>(pointer) % sizeof(Pack<T, WIDTH>) == 0;
 }
 
+// In PTX, since for sm_100 the compiler makes single accesses of a copied struct where there are two states or more.
+template <class T, unsigned WIDTH> __device__ inline void read(const T* from, Pack<T, WIDTH>& pack) {
 #ifdef __CUDACC__
-// In PTX, since the compiler takes some plain accesses apart: with two states on sm_100, both of theirs.
-__device__ inline void read(const void* from, unsigned (&word)[4]) {
-  asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3]) : "l"(from));
-}
-__device__ inline void read(const void* from, unsigned (&word)[2]) {
-  asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "l"(from));
-}
-__device__ inline void write(void* to, const unsigned (&word)[4]) {
-  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
-               :: "l"(to), "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3]) : "memory");
-}
-__device__ inline void write(void* to, const unsigned (&word)[2]) {
-  asm volatile("st.global.v2.b32 [%0], {%1, %2};" :: "l"(to), "r"(word[0]), "r"(word[1]) : "memory");
-}
+  auto& word = pack.word;
+  if constexpr (sizeof(pack) == 16)
+    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3]) : "l"(from));
+  else
+    asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "l"(from));
 #else
-template <unsigned WORDS> inline void read(const void* from, unsigned (&word)[WORDS]) { std::memcpy(word, from, sizeof word); }
-template <unsigned WORDS> inline void write(void* to, const unsigned (&word)[WORDS]) { std::memcpy(to, word, sizeof word); }
+  pack = *reinterpret_cast<const Pack<T, WIDTH>*>(from);
 #endif
+}
+
+template <class T, unsigned WIDTH> __device__ inline void write(T* to, const Pack<T, WIDTH>& pack) {
+#ifdef __CUDACC__
+  auto& word = pack.word;
+  if constexpr (sizeof(pack) == 16)
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word[0]), "r"(word[1]), "r"(word[2]),
+                 "r"(word[3]) : "memory");
+  else
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(word[0]), "r"(word[1]) : "memory");
+#else
+  *reinterpret_cast<Pack<T, WIDTH>*>(to) = pack;
+#endif
+}
 
 template <class T, class Real, unsigned WIDTH> __device__ inline void load(const T* from, Real (&to)[WIDTH]) {
   Pack<T, WIDTH> pack;
-  read(from, pack.word);
+  read(from, pack);
 #pragma unroll
   for (unsigned lane = 0; lane < WIDTH; lane++) widen(pack.lane[lane], to[lane]);
 }
@@ -94,12 +102,12 @@ template <class T, class Real, unsigned WIDTH> __device__ inline void store(T* t
   Pack<T, WIDTH> pack;
 #pragma unroll
   for (unsigned lane = 0; lane < WIDTH; lane++) narrow(from[lane], pack.lane[lane]);
-  write(to, pack.word);
+  write(to, pack);
 }
 
-// The same one element at a time, for misaligned memory and for the tail.
+// The first `lanes` of them, one by one: misaligned, or at the end of a chunk.
 template <class T, class Real, unsigned WIDTH>
-__device__ inline void load(const T* from, unsigned lanes, Real (&to)[WIDTH]) {
+__device__ inline void load(const T* from, Real (&to)[WIDTH], unsigned lanes) {
 #pragma unroll
   for (unsigned lane = 0; lane < WIDTH; lane++) {
     to[lane] = 0;
@@ -108,7 +116,7 @@ __device__ inline void load(const T* from, unsigned lanes, Real (&to)[WIDTH]) {
 }
 
 template <class T, class Real, unsigned WIDTH>
-__device__ inline void store(T* to, unsigned lanes, const Real (&from)[WIDTH]) {
+__device__ inline void store(T* to, const Real (&from)[WIDTH], unsigned lanes) {
 #pragma unroll
   for (unsigned lane = 0; lane < WIDTH; lane++)
     if (lane < lanes) narrow(from[lane], to[lane]);

@@ -7,6 +7,7 @@ corrupts the table. `EmulatedArray` is an array of it; fusedopt finds the backen
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,23 @@ class OtherArray(EmulatedArray):
 
 
 class EmulatedSurface:
-    multiprocessors = 1
-    threads = 64
+    """One emulated GPU.
 
-    def __init__(self, device: str, array_type: type, order: int = 0) -> None:
-        self.device, self.array_type, self.order = device, array_type, order
+    Attributes:
+        launches: The arguments of every launch so far.
+        threads, order, grid: How blocks are run: so many threads, in such an order; so many blocks, where not None.
+        sanitize: What the kernels are built with, as `emulator.build.build` has it.
+        edit: Changes the kernel's texts, by name, before they are compiled: what makes a mutant.
+    """
+
+    multiprocessors = 1
+
+    def __init__(self, device: str, array_type: type, threads: int = 64, order: int = 0) -> None:
+        self.device, self.array_type, self.threads, self.order = device, array_type, threads, order
+        self.grid: int | None = None
         self.launches: list[np.ndarray] = []
         self.sanitize: str | None = None
+        self.edit: Callable[[dict[str, str]], dict[str, str]] = dict
         self._pending: list[tuple[int, Any, np.ndarray]] = []
         self._events = itertools.count()
 
@@ -71,16 +82,30 @@ class EmulatedSurface:
         self._pending = [item for item in self._pending if item[0] > until]
 
     def kernel(self, source: str, headers: dict[str, str]) -> Any:
-        return build(source, headers, sanitize=self.sanitize)
+        texts = self.edit({"fused_step.cu": source, **headers})
+        return build(texts.pop("fused_step.cu"), texts, sanitize=self.sanitize)
 
     def launch(self, kernel: Any, blocks: int, arguments: np.ndarray) -> None:
         self._carry_out()
         self.launches.append(arguments.copy())
-        launch(kernel, "fused_step", blocks, self.threads, arguments.tobytes(), self.order)
+        launch(kernel, "fused_step", self.grid or blocks, self.threads, arguments.tobytes(), self.order)
 
 
 for number, kind in enumerate((EmulatedArray, OtherArray)):
     kind.__fusedopt_backend__ = DeviceBackend(EmulatedSurface(f"emulated:{number}", kind))
+
+
+def new_device(**settings: Any) -> type[EmulatedArray]:
+    """The array type of one more emulated device, whose surface has these attributes."""
+
+    class NewArray(EmulatedArray):
+        pass
+
+    surface = EmulatedSurface("emulated:new", NewArray)
+    for name, value in settings.items():
+        setattr(surface, name, value)
+    NewArray.__fusedopt_backend__ = DeviceBackend(surface)
+    return NewArray
 
 
 def array(values: Any) -> EmulatedArray:

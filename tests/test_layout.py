@@ -3,9 +3,9 @@
 from types import SimpleNamespace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
+from cases import DTYPES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,11 +13,10 @@ from fusedopt import Parameter, rules
 from fusedopt.backends.numpy import BACKEND
 from fusedopt.layout import ALIGNMENT, NO_HISTORY, Arena, Changes, chunks_of, offsets_of, spans_of
 
-DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 sizes = st.lists(st.integers(0, 300), min_size=1, max_size=12)
 
 
-def arena_of(sizes: list[int], dtype: Any = np.float32) -> Arena:
+def arena_of(sizes: list[int], dtype: str = "float32") -> Arena:
     parameters = [Parameter(np.full(size, number, dtype)) for number, size in enumerate(sizes)]
     return Arena(BACKEND, SimpleNamespace(rule=rules.Adam()), parameters, Changes())
 

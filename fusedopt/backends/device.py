@@ -146,11 +146,6 @@ class DevicePlan:
         if value is None:
             return 0
         if getattr(value, "device", None) == self._spans[0].arena.data.device:
-            if value.dtype != np.float32 or value.size != 1:
-                raise TypeError(
-                    f"{name} must be one float32 on the device, got {value.dtype} of shape {value.shape}; convert it "
-                    f"with .astype('float32')."
-                )
             self._scalars[name] = value  # kept until the launch has read it
             return self._surface.pointer(value)
         if name not in self._scalars or self._scalars[name].dtype != np.uint8:

@@ -212,6 +212,7 @@ class _Job:
         buffers = [arena.data, arena.gradients, *(arena.state(name) for name in self.traced.states)]
         self.memory = [buffer[span.start : span.stop] for buffer in buffers]
         self.counters: Array = arena.counters[span.first : span.last + 1]
+        self.uniform, self.converted = _Uniform(self.traced, self.real), arena.dtype != self.real
         self.refresh()
 
     def refresh(self) -> None:
@@ -219,35 +220,41 @@ class _Job:
 
     def begin(self, grad_scale: float) -> tuple[Schedule, list[Any], dict[int, float]]:
         """What the step needs to know of this span: its instructions, its uniform values, and its counters after."""
-        row = self.counters[0]
+        row, names = self.counters[0], self.traced.scalar_state
         step = row[0] + 1
-        names = self.traced.scalar_state
         scalars = vars(self.rule.scalars(step, Values(**{name: row[1 + i] for i, name in enumerate(names)})))
         after = {1 + i: scalars[name] for i, name in enumerate(names) if name in scalars}
         if self.rule.counts:
             after[0] = step
-        values = self.uniform_values(scalars, grad_scale)
-        conditions = tuple(bool(values[number]) for number in uniform_conditions(self.traced.body))
-        return schedule(self.traced, conditions, self.span.arena.dtype != self.real), values, after
+        constants = np.array([*(scalars[name] for name in self.traced.constants), grad_scale], self.real)
+        values = self.uniform.values(constants)
+        conditions = tuple(bool(values[number]) for number in self.uniform.conditions)
+        return schedule(self.traced, conditions, self.converted), values, after
 
-    def uniform_values(self, scalars: dict[str, Any], grad_scale: float) -> list[Any]:
-        """The value of each uniform statement of the body, in the type of the arithmetic; None for the others."""
-        values: list[Any] = []
-        for statement in self.traced.body.statements:
-            value = None
-            if not statement.uniform:
-                pass
-            elif statement.operation == INPUT:
-                name = statement.value[2:]
-                value = self.real(grad_scale if name == "grad_scale" else scalars[name])
-            elif statement.operation == CONSTANT:
-                value = self.real(statement.value)
-            elif statement.operation == WHERE:
-                condition, then, otherwise = (values[operand] for operand in statement.operands)
-                value = then if condition else otherwise
+
+class _Uniform:
+    """The statements of a body that have one value for all elements: everything made of constants alone."""
+
+    def __init__(self, traced: Traced, real: type) -> None:
+        names = [f"c.{name}" for name in (*traced.constants, "grad_scale")]
+        statements = traced.body.statements
+        self.conditions = uniform_conditions(traced.body)
+        self._known: list[Any] = [np.array(s.value, real) if s.operation == CONSTANT else None for s in statements]
+        uniform = [(number, s) for number, s in enumerate(statements) if s.uniform and s.operation != CONSTANT]
+        self._inputs = [(number, names.index(s.value)) for number, s in uniform if s.operation == INPUT]
+        self._others = [(number, s.operation, s.operands) for number, s in uniform if s.operation != INPUT]
+
+    def values(self, constants: Array) -> list[Any]:
+        """The value of each statement as a 0-d array, which ufuncs take faster than a scalar; None for the others."""
+        values = list(self._known)
+        for number, column in self._inputs:
+            values[number] = constants[column, ...]
+        for number, operation, operands in self._others:
+            arguments = [values[operand] for operand in operands]
+            if operation == WHERE:
+                values[number] = arguments[1] if arguments[0] else arguments[2]
             else:
-                value = statement.operation(*(values[operand] for operand in statement.operands))
-            values.append(None if value is None else np.array(value))  # ufuncs take an array faster than a scalar
+                values[number] = np.asarray(operation(*arguments))
         return values
 
 
@@ -304,7 +311,7 @@ class NumpyPlan:
                     for function, arguments in plan.calls:
                         function(*arguments(slots))
 
-        _on_all_threads(work, alone=len(self.pieces) == 1)
+        _on_all_threads(work, alone=len(self.pieces) <= 1)
         for job, (_, _, after) in zip(self.jobs, begun):
             for column, value in after.items():
                 job.counters[:, column] = value

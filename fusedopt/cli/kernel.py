@@ -69,8 +69,9 @@ def rule_named(text: str) -> type[rules.Rule]:
         known = _rules_in(_module(place))
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}."
+    lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    hint = f"did you mean {lower[near[0]]!r}?" if near else f"there are {', '.join(known) or 'none'}."
     raise ValueError(f"{place} has no rule {name!r}; {hint} One of your own is module:Class or path/to/file.py:Class.")
 
 

@@ -46,7 +46,7 @@ class NaiveAdam:
 
 
 class PreallocatedSGD(NaiveSGD):
-    """The same without temporary arrays: results go where they belong, or into one scratch array of the largest size."""
+    """The same without temporary arrays: results go where they belong, or into a scratch array of the largest size."""
 
     def __init__(self, parameters: Sequence[Array], gradients: Sequence[Array]) -> None:
         super().__init__(parameters, gradients)
@@ -62,7 +62,7 @@ class PreallocatedSGD(NaiveSGD):
 
 
 class PreallocatedAdam(NaiveAdam):
-    """The same without temporary arrays: results go where they belong, or into one scratch array of the largest size."""
+    """The same without temporary arrays: results go where they belong, or into a scratch array of the largest size."""
 
     def __init__(self, parameters: Sequence[Array], gradients: Sequence[Array], decay: float = 0.0) -> None:
         super().__init__(parameters, gradients, decay)

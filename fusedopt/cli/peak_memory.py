@@ -23,14 +23,17 @@ def peak_of_arrays(xp: ModuleType, call: Call) -> int:
         return int(pool.total_bytes()) - int(before)
     tracemalloc.start()
     try:
+        call()  # so that what the next call frees was seen to be allocated
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
         call()
-        return tracemalloc.get_traced_memory()[1]
+        return tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
 
 
 def peak_of_torch(cuda: bool, call: Call) -> int | None:
-    """Bytes: of torch's allocator on CUDA; on the CPU how far resident memory rose, where Linux tells. None: unknown."""
+    """Bytes: of torch's allocator on CUDA; on the CPU how far resident memory rose. None: only Linux tells that."""
     if cuda:
         import torch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -29,11 +29,15 @@ class Contestant:
         xp: numpy or cupy: where it runs.
         step: Takes one step.
         parameters: The parameters as they are now.
+        arrays: All arrays (and lists of them) that it keeps from step to step.
+        of_torch: Whether torch allocates its memory.
     """
 
     xp: ModuleType
     step: Callable[[], object]
     parameters: Callable[[], Sequence[Array]]
+    arrays: Callable[[], Iterable[Any]] = tuple
+    of_torch: bool = False
 
 
 def warm_up(contestants: Mapping[str, Contestant]) -> dict[str, float]:
@@ -115,8 +119,9 @@ def compare_with_naive(console: Console, size: int, rounds: int = 7) -> bool:
         rate = size * moved[name] / seconds / 1e9
         table.add_row(name, f"{seconds * 1e3:.3g} ms", str(moved[name]), f"{rate:,.3g}", f"{slowest / seconds:.1f} x")
     console.print(table)
+    worst = max(differences.values())
     console.print(
         f"Median of {rounds} interleaved rounds, the same gradient. After {TOGETHER} steps the results differ by"
-        f" {max(differences.values()):.1e} at most; allowed is {allowed:.1e}, a unit in the last place of the largest weight for each step."
+        f" {worst:.1e} at most; allowed is {allowed:.1e}, a unit in the last place of the largest weight for each step."
     )
     return all(difference <= allowed for difference in differences.values())

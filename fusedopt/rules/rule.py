@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import numbers
 import re
@@ -20,16 +21,19 @@ class Values(SimpleNamespace):
     """Values by name: `Values(lr=0.1).lr`."""
 
 
-@dataclasses.dataclass(frozen=True)
 class Interval:
     """A range of numbers as one writes it: `[0, 1)` has 0 in it and 1 not. NaN is in none."""
 
-    text: str
+    def __init__(self, text: str) -> None:
+        parts = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])", text)
+        if parts is None:
+            raise ValueError(f"an interval is written like '[0, 1)', got {text!r}.")
+        self.text, self.low, self.high = text, float(parts[2]), float(parts[3])
+        self._from_low, self._to_high = parts[1] == "[", parts[4] == "]"
 
     def __contains__(self, value: float) -> bool:
-        left, low, high, right = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])", self.text).groups()  # type: ignore[union-attr]  # our own literals
-        above = value >= float(low) if left == "[" else value > float(low)
-        below = value <= float(high) if right == "]" else value < float(high)
+        above = value >= self.low if self._from_low else value > self.low
+        below = value <= self.high if self._to_high else value < self.high
         return above and below
 
 
@@ -106,7 +110,7 @@ class Rule:
     @classmethod
     def options(cls) -> dict[str, dataclasses.Field[Any]]:
         """All hyperparameters and flags by name, in the order of the signature."""
-        return {field.name: field for field in dataclasses.fields(cls)}
+        return _options(cls)  # type: ignore[arg-type]  # a class can be hashed
 
     @classmethod
     def all_states(cls) -> tuple[State, ...]:
@@ -135,7 +139,7 @@ class Rule:
     @classmethod
     def number_names(cls) -> tuple[str, ...]:
         """The numbers of the hyperparameter table in order: `lr`, `betas[0]`, `betas[1]`, ..."""
-        return tuple(name for name, _ in _numbers({name: field.default for name, field in cls.options().items()}))
+        return _number_names(cls)  # type: ignore[arg-type]  # a class can be hashed
 
     def numbers(self) -> list[float]:
         """The values that go with `number_names`."""
@@ -161,6 +165,16 @@ class Rule:
         near = difflib.get_close_matches(str(name), cls.options(), n=1, cutoff=0.6)
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(cls.options())}."
         return f"{cls.__name__} has no option {name!r}; {hint}"
+
+
+@functools.cache
+def _options(cls: Any) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(cls)}
+
+
+@functools.cache
+def _number_names(cls: Any) -> tuple[str, ...]:
+    return tuple(name for name, _ in _numbers({name: field.default for name, field in cls.options().items()}))
 
 
 def _numbers(options: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -1,0 +1,51 @@
+// Written by fusedopt from the rules' own Python; see fusedopt/rules.
+constexpr int HYPERPARAMETERS = 4;  // lr, momentum, dampening, weight_decay
+constexpr int SCALARS = 0;
+constexpr int STATES = 1;
+constexpr int CONSTANTS = 6;
+
+// SGD(momentum=True, nesterov=False, maximize=False), float32
+struct Variant0 {
+  typedef float real;
+  typedef float Parameter;
+  typedef float Gradient;
+  typedef float State;
+  static constexpr int states = 1;  // momentum_buffer
+  struct Constants { real lr, weight_decay, momentum, rest, first, grad_scale; };
+  static __device__ void scalars(const double* h, double step, const double*, Constants& c, double*) {
+    const double t6 = double(1.0) - h[2];
+    const bool t7 = step == double(1.0);
+    const double new_lr = h[0];
+    const double new_weight_decay = h[3];
+    const double new_momentum = h[1];
+    const double new_rest = t6;
+    const double new_first = t7;
+    c.lr = real(new_lr);
+    c.weight_decay = real(new_weight_decay);
+    c.momentum = real(new_momentum);
+    c.rest = real(new_rest);
+    c.first = real(new_first);
+  }
+  static __device__ void update(const Constants& c, real& p, real g, real* s) {
+    const bool t4 = c.grad_scale != real(1.0);
+    const real t5 = g / c.grad_scale;
+    const real t6 = t4 ? t5 : g;
+    const bool t14 = c.weight_decay != real(0.0);
+    const real t15 = c.weight_decay * p;
+    const real t16 = t6 + t15;
+    const real t17 = t14 ? t16 : t6;
+    const real t18 = c.momentum * s[0];
+    const real t19 = c.rest * t17;
+    const real t20 = t18 + t19;
+    const real t21 = c.first ? t17 : t20;
+    const real t22 = c.lr * t21;
+    const real t23 = p - t22;
+    const real new_p = t23;
+    const real new_momentum_buffer = t21;
+    p = new_p;
+    s[0] = new_momentum_buffer;
+  }
+};
+
+#define EACH_VARIANT(FUNCTION) \
+  case 0: FUNCTION(Variant0); break;

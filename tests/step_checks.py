@@ -1,0 +1,278 @@
+"""What a step on an emulated device must do, as functions that fail where it does not.
+
+`test_emulated` runs them on the kernel's text, `test_mutants` on wrong texts, `sanitized_steps` under a sanitizer; so
+neither torch nor pytest's fixtures are in here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import ml_dtypes  # noqa: F401  # makes "bfloat16" a name that NumPy knows
+import numpy as np
+from emulated import EmulatedArray
+
+import fusedopt
+from fusedopt.backends import device
+from fusedopt.backends.device import CHUNK, LAUNCH, Uploads, span_dtype
+from fusedopt.cuda_text import Variant, rule_text
+from fusedopt.layout import chunks_of
+from fusedopt.rules import Rule, State, Values, hyperparameter, power
+from fusedopt.tracing import trace
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+SIZES = (0, 1, 3, 17, 4097, 0, 33)
+EXTREMES = [0.0, -0.0, 5e-324, 1e-45, -1e-40, 6e-8, 1.0, -1e-5, 6e4, 3.4e38, -1e30, np.inf, -np.inf, np.nan]
+
+
+@dataclass(frozen=True)
+class NAdam(Rule):
+    """A rule with scalar state, in NAdam's way but for the schedule of mu."""
+
+    lr: float = hyperparameter(1e-2, "[0, inf)")
+    beta: float = hyperparameter(0.9, "[0, 1)")
+
+    state = ("exp_avg", State("exp_avg_sq"))
+    scalar_state = {"mu_product": 1.0, "calls": 0.0, "untouched": 7.0}  # noqa: RUF012  # a rule's declaration
+
+    def scalars(self, step: Any, a: Any) -> Values:
+        mu_product = a.mu_product * (self.beta * (1 - 0.5 * power(0.96, step)))
+        correction = self.lr / (1 - mu_product)
+        return Values(mu_product=mu_product, calls=a.calls + 1, step_size=correction, mu=self.beta, old=a.mu_product)
+
+    def update(self, p: Any, g: Any, s: Any, c: Any) -> tuple[Any, Values]:
+        exp_avg = c.mu * s.exp_avg + (g - c.mu * g)
+        exp_avg_sq = 0.5 * s.exp_avg_sq + 0.5 * (g * g)
+        return p - c.step_size * c.old * (exp_avg / (np.sqrt(exp_avg_sq) + 1e-3)), Values(
+            exp_avg=exp_avg, exp_avg_sq=exp_avg_sq
+        )
+
+
+class NAdamOptimizer(fusedopt.Optimizer, rule=NAdam): ...
+
+
+def values(size: int, dtype: str, seed: int) -> np.ndarray:
+    """Ordinary numbers, numbers of every magnitude, and extremes."""
+    random = np.random.default_rng([seed, size])
+    kinds = [
+        random.standard_normal(size),
+        random.standard_normal(size),
+        random.standard_normal(size) * 10 ** random.uniform(-30, 30, size),
+        random.choice(EXTREMES, size),
+    ]
+    with np.errstate(all="ignore"):
+        return np.choose(random.integers(0, len(kinds), size), kinds).astype(dtype)
+
+
+def same(actual: np.ndarray, expected: np.ndarray, what: str) -> None:
+    """Every element has the same bits in both, or is NaN in both: a NaN's sign and payload differ by chip."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), what
+    kind = f"u{expected.itemsize}"
+    equal = (actual.reshape(-1).view(kind) == expected.reshape(-1).view(kind)) | (
+        np.isnan(actual).ravel() & np.isnan(expected).ravel()
+    )
+    wrong = np.flatnonzero(~equal)
+    if len(wrong):
+        got, wanted = actual.flat[wrong[0]], expected.flat[wrong[0]]
+        raise AssertionError(f"{what}: {len(wrong)} of {equal.size} differ, the first at {wrong[0]}: {got}, not {wanted}")
+
+
+# --- whole steps -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Session:
+    """Some steps of one optimizer.
+
+    Attributes:
+        groups: Each one's options and dtype; it has a parameter of each of `sizes`.
+        scalars: `grad_scale` and `found_inf` of each step, as keywords.
+        without: Every so many steps each parameter in turn has no gradient; 0 is never.
+    """
+
+    optimizer: type[fusedopt.Optimizer]
+    groups: tuple[tuple[Mapping[str, Any], str], ...]
+    sizes: Sequence[int] = SIZES
+    scalars: Sequence[Mapping[str, Any]] = ({}, {"grad_scale": 3.0}, {})
+    without: int = 0
+
+    def after(self, array: type[np.ndarray]) -> dict[str, np.ndarray]:
+        """Every parameter, state and counter after the steps, by name, on the host."""
+        entries, parameters = [], []
+        for options, dtype in self.groups:
+            some = [fusedopt.Parameter(values(size, dtype, seed).view(array)) for seed, size in enumerate(self.sizes)]
+            entries.append({"params": some, **options})
+            parameters += some
+        optimizer = self.optimizer(entries)
+        for number, scalars in enumerate(self.scalars):
+            for i, parameter in enumerate(parameters):
+                absent = self.without and (number + i) % self.without == 0
+                gradient = values(parameter.size, parameter.dtype.name, 1000 * (number + 1) + i)
+                parameter.grad = None if absent else gradient.view(array)
+            optimizer.step(**scalars)
+        host = next(optimizer.arenas()).memory.host
+        found = {f"parameter {i}": host(parameter.data) for i, parameter in enumerate(parameters)}
+        for i, state in optimizer.state_dict()["state"].items():
+            found |= {f"{name} of {i}": np.asarray(array) for name, array in state.items()}
+        for i, arena in enumerate(optimizer.arenas()):
+            found[f"counters of arena {i}"] = host(arena.counters)
+        return found
+
+    def check(self, array: type[np.ndarray]) -> None:
+        """It is the same on this device as on NumPy, to the bit."""
+        found, expected = self.after(array), self.after(np.ndarray)
+        assert found.keys() == expected.keys()
+        for name in expected:
+            same(found[name], expected[name], name)
+
+
+ADAM = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}
+ONE = Session(fusedopt.Adam, ((ADAM, "float32"),), sizes=(0, 5, 129, CHUNK + 5))
+MIXED = Session(
+    fusedopt.Adam,
+    tuple(({**ADAM, "amsgrad": dtype in ("float32", "bfloat16")}, dtype) for dtype in DTYPES),
+    sizes=(0, 1, 3, 600, 0, 33),
+    without=2,
+)
+SKIPPING = Session(
+    fusedopt.Adam,
+    ((ADAM, "float32"),),
+    sizes=(5, 0),
+    scalars=({}, {"found_inf": 2.0}, {"found_inf": 0.0}, {"found_inf": np.inf}, {"found_inf": -0.0}),
+)
+COUNTING = Session(NAdamOptimizer, (({}, "float32"), ({"beta": 0.5}, "float64")), (0, 7, 300), [{}] * 40, without=3)
+
+
+def check_one(array: type[EmulatedArray]) -> None:
+    ONE.check(array)
+
+
+def check_skipping(array: type[EmulatedArray]) -> None:
+    SKIPPING.check(array)
+
+
+def check_counting(array: type[EmulatedArray]) -> None:
+    COUNTING.check(array)
+
+
+GEOMETRIES = [  # grid, threads, order
+    *((grid, 64, order) for grid in (1, 2, 3, 50) for order in (0, 1, 7)),
+    *((3, threads, order) for threads in (32, 256) for order in (0, 1, 7)),
+]
+
+
+def check_mixed(array: type[EmulatedArray], geometry: tuple[int, int, int]) -> None:
+    """Groups of all dtypes and of other flags, in chunks so small that a block walks over many spans."""
+    surface = array.__fusedopt_backend__.surface
+    surface.grid, surface.threads, surface.order = geometry
+    with mock.patch.object(device, "CHUNK", 256):
+        MIXED.check(array)
+    assert len(surface.launches) == len(MIXED.scalars)
+
+
+def check_backward(array: type[EmulatedArray]) -> None:
+    check_mixed(array, (2, 64, 1))
+
+
+def check_wide_blocks(array: type[EmulatedArray]) -> None:
+    check_mixed(array, (3, 256, 0))
+
+
+@contextlib.contextmanager
+def misaligned(array: type[EmulatedArray], stream: int, elements: int) -> Iterator[None]:
+    """Within it one buffer of the one arena that is made starts so many elements off.
+
+    Args:
+        stream: 0 for the parameters, 1 for the gradients, 2 and more for the states.
+    """
+    backend = array.__fusedopt_backend__
+    buffers = itertools.count()
+    shifted = stream if stream < 2 else stream + 1  # the third buffer that an arena makes holds its counters
+
+    def zeros(count: int, dtype: np.dtype) -> Any:
+        shift = elements if next(buffers) == shifted else 0
+        return backend.surface.zeros(count + shift, dtype)[shift:]
+
+    with mock.patch.object(backend, "zeros", zeros):
+        yield
+
+
+def check_misaligned(array: type[EmulatedArray], dtype: str = "float32", stream: int = 2, elements: int = 1) -> None:
+    session = Session(fusedopt.Adam, (({**ADAM, "amsgrad": True}, dtype),), sizes=(300,))
+    with misaligned(array, stream, elements):
+        session.check(array)
+
+
+# --- hand-made tables ------------------------------------------------------------------------------------------------
+
+BEYOND = 2**32 + 5  # elements
+MARGIN = 8
+
+
+def _reserved(count: int, dtype: np.dtype) -> np.ndarray:
+    """Zeros that take no memory until they are written; raises OSError where the system refuses."""
+    no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)
+    memory = mmap.mmap(-1, count * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
+    return np.frombuffer(memory, np.uint8).view(dtype)
+
+
+def check_large_offsets(array: type[EmulatedArray], dtype: str = "float32") -> None:
+    """Of a span of 2**32 + 5 elements the chunks at 0, 2**31 and 2**32, the last, alone change theirs and no others.
+
+    Raises OSError where the system refuses so much address space.
+    """
+    kind, backend = np.dtype(dtype), array.__fusedopt_backend__
+    rule = fusedopt.SGD.rule(lr=0.5, momentum=0.5)
+    variant = Variant(trace(rule), *[kind.name] * 3)
+    kernel = backend.kernel(rule_text([variant], rule.number_names(), 0, 1))
+    parameter, gradient, momentum = (_reserved(BEYOND + MARGIN, kind) for _ in range(3))
+    whole = chunks_of([BEYOND], CHUNK)
+    chosen = whole[np.isin(whole["first"], [0, 2**31, 2**32])]
+    assert chosen["count"].tolist() == [CHUNK, CHUNK, 5]
+    counters = np.zeros(2)
+    for first, count, _ in chosen:  # what lies just around the chunks has a gradient too, and must not move
+        around = slice(max(0, int(first) - MARGIN), int(first) + int(count) + MARGIN)
+        parameter[around], gradient[around] = 4.0, 2.0
+    span = np.zeros(1, span_dtype(1))
+    span["parameter"], span["gradient"], span["state"] = (a.ctypes.data for a in (parameter, gradient, momentum))
+    span["counter"], span["parameters"], span["chunks"] = counters.ctypes.data, 1, len(chosen)
+    numbers = np.array(rule.numbers())
+    arguments = np.zeros(1, LAUNCH)
+    for name, table in (("chunks", chosen), ("spans", span), ("hyperparameters", numbers)):
+        arguments[name] = table.ctypes.data
+    arguments["count"] = len(chosen)
+    backend.surface.launch(kernel, 2, arguments)
+    for first, count, _ in chosen:
+        first, end = int(first), int(first) + int(count)
+        for what, found, before, after in (("parameter", parameter, 4.0, 3.0), ("state", momentum, 0.0, 2.0)):
+            around = found[max(0, first - MARGIN) : end + MARGIN].astype(np.float64)
+            expected = np.full(len(around), before)
+            inside = min(first, MARGIN)
+            expected[inside : inside + end - first] = after
+            same(around, expected, f"{what} at {first}")
+    assert counters.tolist() == [1.0, 0.0]
+
+
+def check_uploads(array: type[EmulatedArray]) -> None:
+    """Tables arrive as they were when they were uploaded, however many come without a launch, whatever their sizes."""
+    surface = array.__fusedopt_backend__.surface
+    uploads = Uploads(surface)
+    random = np.random.default_rng(0)
+    sizes = [8, 4096, 4097, 16, *random.integers(1, 20_000, 60).tolist(), 100_000, 8]
+    table = np.zeros(max(sizes), np.uint8)
+    sent = []
+    for size in sizes:
+        table[:] = random.integers(0, 256, len(table))  # the caller's table is free again at once
+        to = surface.zeros(size, np.dtype(np.uint8))
+        uploads.upload(to, table[:size])
+        sent.append((to, table[:size].copy()))
+    for to, expected in sent:
+        same(surface.host(to), expected, f"table of {len(expected)}")
+
