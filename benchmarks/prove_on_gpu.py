@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -110,8 +111,8 @@ def sanitizer(tools: Sequence[str], until: float) -> Result:
     """compute-sanitizer's tools on a few small steps; one that is missing or refuses the device is recorded so."""
     program = sanitizer_program()
     if program is None:
-        return {"found": None, "note": "compute-sanitizer is neither on PATH nor in a CUDA folder"}
-    result: Result = {"found": program, "passed": True}
+        return {"found": None, "notes": ["compute-sanitizer is neither on PATH nor in a CUDA folder"]}
+    result: Result = {"found": program, "passed": True, "notes": []}
     for tool in tools:
         left = until - time.monotonic()
         if left < 10:
@@ -121,6 +122,7 @@ def sanitizer(tools: Sequence[str], until: float) -> Result:
         status, output = finished([*command, "benchmarks/gpu_sanitized.py"], min(90, left))
         verdict = sanitizer_verdict(status, output)
         result[tool] = {"verdict": verdict, "status": status, "output": output[-3_000:]}
+        result["notes"].append(f"{tool}: {verdict}")
         result["passed"] &= verdict != "errors"
     return result
 
@@ -151,15 +153,18 @@ def finished(command: list[str], seconds: float) -> tuple[int | None, str]:
     """Exit status and output of a command in the checkout; None where it did not end in time."""
     paths = [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
-    try:
-        output = process.communicate(timeout=seconds)[0]
-        return process.returncode, output
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return None, process.communicate()[0]
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the tool's own child too
+            process.wait()
+            status = None
+        output.seek(0)
+        return status, output.read()
 
 
 def bits(gpu: Any) -> Result:

@@ -18,8 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 # What makes the GPU's arithmetic NumPy's is stated, not left to NVRTC's defaults. The last option keeps NVRTC from
 # reading a header of the working directory, whose text the cache's key would not cover.
 OPTIONS = ("-std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true", "--no-source-include")
@@ -71,6 +69,16 @@ def architecture_of(major: int, minor: int) -> str:
     return f"sm_{newest}" if newest // 10 == major else f"compute_{newest}"
 
 
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: `FUSEDOPT_CACHE_DIR`, or the user's cache folder."""
+    chosen = os.environ.get("FUSEDOPT_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    import platformdirs  # here, so that a machine without it can still say where the cache shall be
+
+    return platformdirs.user_cache_path("fusedopt", appauthor=False)
+
+
 def compiled(source: str, headers: Mapping[str, str], architecture: str) -> Path:
     """The file with the machine code ("sm_90") or PTX ("compute_90") of a CUDA text, from the cache or compiled now.
 
@@ -85,7 +93,7 @@ def compiled(source: str, headers: Mapping[str, str], architecture: str) -> Path
     key = hashlib.sha256(text.encode()).hexdigest()
     if key in _temporary and _temporary[key].is_file():
         return _temporary[key]
-    folder = Path(os.environ.get("FUSEDOPT_CACHE_DIR") or platformdirs.user_cache_dir("fusedopt", appauthor=False))
+    folder = cache_folder()
     folder = Path(os.path.expanduser(folder)).absolute()  # the path outlives a change of the working directory
     entry = _kept(folder, key)
     if entry is not None:

@@ -8,6 +8,8 @@ import numbers
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar, overload
 
+import numpy as np
+
 from fusedopt import state_dict as _state_dict
 from fusedopt.backends import Backend, Plan, backend_of
 from fusedopt.groups import Group, changed_rule, groups_of
@@ -149,7 +151,7 @@ class Optimizer:
             )
             for parameter in entry["params"]:
                 parameter.owner = self
-        self.changes.gradients += 1
+        self._forget_plans()
 
     def parameters(self) -> Iterator[Parameter]:
         """All parameters, group by group."""
@@ -171,7 +173,7 @@ class Optimizer:
             if set_to_none:
                 arena.clear()
             else:
-                arena.gradients.fill(0)
+                arena.gradients.view(np.uint8).fill(0)  # bytes: CuPy compiles no kernel for them, whatever the dtype
 
     def clear_grad(self: Self) -> Self:
         """Drop all gradients: `optimizer.step().clear_grad()`, as MegEngine has it."""
@@ -214,20 +216,22 @@ class Optimizer:
 
     def _replan(self) -> None:
         """Follow what changed since the last step: gradients that came or went, numbers, flags."""
-        traced = [trace(group.rule) for group in self._groups]
-        stepping = [arena.stepping for arena in self.arenas()]
-        packed = [row.tobytes() for row in stepping]
-        if packed != self._stepping or traced != self._traced:
+        changes, seen, traced, stepping = self.changes, self._seen, self._traced, self._stepping
+        if changes.hyperparameters != seen.hyperparameters:
+            traced = [trace(group.rule) for group in self._groups]
+        if changes.gradients != seen.gradients:
+            stepping = [arena.stepping.tobytes() for arena in self.arenas()]
+        if stepping != self._stepping or traced != self._traced:
             spans: dict[str, list[Any]] = {}
             for arena, row in zip(self.arenas(), stepping):
-                arena.part_cohorts(row)
-                spans.setdefault(arena.memory.device, []).extend(spans_of(arena, row))
+                arena.part_cohorts(np.frombuffer(row, bool))
+                spans.setdefault(arena.memory.device, []).extend(spans_of(arena, np.frombuffer(row, bool)))
             self._plans = [self._backends[device].plan(some) for device, some in spans.items() if some]
-            self._stepping, self._traced = packed, traced
-        elif self.changes.hyperparameters != self._seen.hyperparameters:
+            self._stepping, self._traced = stepping, traced
+        elif changes.hyperparameters != seen.hyperparameters:
             for plan in self._plans:
                 plan.refresh()
-        self._seen = dataclasses.replace(self.changes)
+        self._seen = dataclasses.replace(changes)
 
     # --- state
 
@@ -271,7 +275,7 @@ class Optimizer:
         self._forget_plans()
 
     def _forget_plans(self) -> None:
-        self._seen, self._stepping = Changes(-1, -1), []
+        self._seen, self._stepping, self._traced = Changes(-1, -1), [], []
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {key: value for key, value in self.__dict__.items() if key not in _REBUILT}

@@ -230,7 +230,7 @@ def _trace(rule: Rule) -> Traced:
         numbers[name] = trace.input(f"h.{name}", uniform=True)
         numbers[name].truth = truths.get(name)
     a = Values(**{name: trace.input(f"a.{name}", uniform=True) for name in cls.scalar_state})
-    scalars = rule.with_numbers(numbers).scalars(trace.input("step", uniform=True), a)
+    scalars = rule.with_numbers(numbers.values()).scalars(trace.input("step", uniform=True), a)
     if not isinstance(scalars, Values):
         raise TracingError(f"{trace.what} must return Values(name=...), got {type(scalars).__name__}.")
     results = {name: trace.symbol(value).number for name, value in vars(scalars).items()}
@@ -245,10 +245,9 @@ def _trace(rule: Rule) -> Traced:
     states = rule.kept_states
     s = Values(**{name: trace.input(f"s.{name}", uniform=False) for name in states})
     c = Values(**{name: trace.input(f"c.{name}", uniform=True) for name in constants})
-    hidden = {
-        name: Unavailable(f"{trace.what} reads the hyperparameter {name}", truths.get(name))
-        for name in cls.number_names()
-    }
+    hidden = [
+        Unavailable(f"{trace.what} reads the hyperparameter {name}", truths.get(name)) for name in cls.number_names()
+    ]
     p, new = rule.with_numbers(hidden).update(p, g, s, c)
     if set(vars(new)) != set(states):
         raise TracingError(

@@ -17,10 +17,11 @@ from unittest import mock
 import ml_dtypes  # noqa: F401  # makes "bfloat16" a name that NumPy knows
 import numpy as np
 from emulated import EmulatedArray
+from emulator.build import build, launch
 
 import fusedopt
 from fusedopt.backends import device
-from fusedopt.backends.device import CHUNK, LAUNCH, Uploads, span_dtype
+from fusedopt.backends.device import CHUNK, LAUNCH, Uploads, kernel_texts, span_dtype
 from fusedopt.cuda_text import Variant, rule_text
 from fusedopt.layout import chunks_of
 from fusedopt.rules import Rule, State, Values, hyperparameter, power
@@ -84,6 +85,12 @@ def same(actual: np.ndarray, expected: np.ndarray, what: str) -> None:
         raise AssertionError(f"{what}: {len(wrong)} of {equal.size} differ, the first at {wrong[0]}: {got}, not {wanted}")
 
 
+def same_results(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        same(found[name], expected[name], name)
+
+
 # --- whole steps -----------------------------------------------------------------------------------------------------
 
 
@@ -127,10 +134,7 @@ class Session:
 
     def check(self, array: type[np.ndarray]) -> None:
         """It is the same on this device as on NumPy, to the bit."""
-        found, expected = self.after(array), self.after(np.ndarray)
-        assert found.keys() == expected.keys()
-        for name in expected:
-            same(found[name], expected[name], name)
+        same_results(self.after(array), self.after(np.ndarray))
 
 
 ADAM = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}
@@ -138,7 +142,7 @@ ONE = Session(fusedopt.Adam, ((ADAM, "float32"),), sizes=(0, 5, 129, CHUNK + 5))
 MIXED = Session(
     fusedopt.Adam,
     tuple(({**ADAM, "amsgrad": dtype in ("float32", "bfloat16")}, dtype) for dtype in DTYPES),
-    sizes=(0, 1, 3, 600, 0, 33),
+    sizes=(0, 1, 3, 3000, 0, 33),
     without=2,
 )
 SKIPPING = Session(
@@ -168,11 +172,12 @@ GEOMETRIES = [  # grid, threads, order
 ]
 
 
-def check_mixed(array: type[EmulatedArray], geometry: tuple[int, int, int]) -> None:
+def check_mixed(array: type[EmulatedArray], geometry: tuple[int, int, int], chunk: int = 256) -> None:
     """Groups of all dtypes and of other flags, in chunks so small that a block walks over many spans."""
     surface = array.__fusedopt_backend__.surface
     surface.grid, surface.threads, surface.order = geometry
-    with mock.patch.object(device, "CHUNK", 256):
+    surface.launches.clear()
+    with mock.patch.object(device, "CHUNK", chunk):
         MIXED.check(array)
     assert len(surface.launches) == len(MIXED.scalars)
 
@@ -182,7 +187,7 @@ def check_backward(array: type[EmulatedArray]) -> None:
 
 
 def check_wide_blocks(array: type[EmulatedArray]) -> None:
-    check_mixed(array, (3, 256, 0))
+    check_mixed(array, (3, 256, 0), chunk=2048)
 
 
 @contextlib.contextmanager
@@ -210,7 +215,44 @@ def check_misaligned(array: type[EmulatedArray], dtype: str = "float32", stream:
         session.check(array)
 
 
-# --- hand-made tables ------------------------------------------------------------------------------------------------
+# --- parts of the kernel alone ------------------------------------------------------------------------------------------------
+
+CONVERT = """
+#include "storage.cuh"
+struct Launch {
+  const float* floats; Half* halves; BFloat16* bfloats; unsigned long long count;
+  const unsigned short* bits; float* of_halves; float* of_bfloats;
+};
+extern "C" __global__ void convert(const Launch launch) {
+  for (unsigned long long i = threadIdx.x; i < launch.count; i += blockDim.x) {
+    narrow(launch.floats[i], launch.halves[i]);
+    narrow(launch.floats[i], launch.bfloats[i]);
+  }
+  for (unsigned i = threadIdx.x; i < 65536; i += blockDim.x) {
+    widen(Half{launch.bits[i]}, launch.of_halves[i]);
+    widen(BFloat16{launch.bits[i]}, launch.of_bfloats[i]);
+  }
+}
+"""
+
+
+def check_conversions(array: type[EmulatedArray]) -> None:
+    """Every half widens, and floats around every half and every tie narrow, as NumPy and ml_dtypes have it."""
+    every = np.arange(65536, dtype=np.uint16)
+    of_halves, of_bfloats = (every.view(dtype).astype(np.float32) for dtype in ("float16", "bfloat16"))
+    bits = np.concatenate([of_halves.view(np.uint32), every.astype(np.uint32) << 16])
+    near = [bits + np.uint32(d) for d in (0, 1, 2, 0xFFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xFFFF)]
+    floats = np.concatenate(near).view(np.float32)
+    with np.errstate(all="ignore"):
+        expected = [floats.astype("float16"), floats.astype("bfloat16"), of_halves, of_bfloats]
+    found = [np.zeros_like(array) for array in expected]
+    pointers = [floats, found[0], found[1], len(floats), every, found[2], found[3]]
+    arguments = np.array([x if isinstance(x, int) else x.ctypes.data for x in pointers], np.uint64)
+    texts = array.__fusedopt_backend__.surface.edit({"storage.cuh": kernel_texts()[1]["storage.cuh"]})
+    launch(build(CONVERT, texts), "convert", 1, 32, arguments.tobytes())
+    for what, one, other in zip(("half", "bfloat16", "of half", "of bfloat16"), found, expected, strict=True):
+        same(one, other, what)
+
 
 BEYOND = 2**32 + 5  # elements
 MARGIN = 8

@@ -8,6 +8,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,15 @@ def test_a_proof_that_passes_is_kept_as_verified(tmp_path: Path, monkeypatch: py
     assert (kept["device"], kept["tests"]["tests"], kept["bits"]) == (IdleGpu.name, 5, 32)
     assert kept["kernels"] == verified.kernel_hashes()
     assert verified.changed_since(tmp_path / "verified.json") == []
+
+
+def test_a_command_that_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
+    child = "import subprocess, sys; print('started', flush=True); subprocess.run([sys.executable, '-c', 'while 1: 0'])"
+    started = time.monotonic()
+    status, output = prove_on_gpu.finished([sys.executable, "-c", child], 1.0)
+    assert (status, output) == (None, "started\n")
+    assert time.monotonic() - started < 10
+    assert prove_on_gpu.finished([sys.executable, "-c", "print(7); raise SystemExit(3)"], 10) == (3, "7\n")
 
 
 def test_junit_files_are_read(tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ def measured(xp: ModuleType, arguments: argparse.Namespace) -> dict[str, Any]:
     cls, options = OPTIMIZERS[arguments.optimizer]
     # The least that a step can move: read and write parameter and states, read the gradient.
     ideal = 4 * (3 + 2 * len(cls.rule(**options).kept_states))
-    copied = size * 8 / float(np.median(times[COPY]))
+    copy = float(np.median(times[COPY]))
+    copied = size * 8 / copy  # read and written
     rows = []
     for name, contestant in taking_part.items():
         low, median, high = (float(q) for q in np.percentile(times[name], (25, 50, 75)))
@@ -106,6 +107,7 @@ def measured(xp: ModuleType, arguments: argparse.Namespace) -> dict[str, Any]:
         "threads": thread_count(),
         "versions": versions(),
         "ideal_bytes_a_parameter": ideal,
+        "copy_seconds": copy,
         "copy_bytes_per_second": copied,
         "allowed_difference": allowed,
         "rows": rows,

@@ -8,7 +8,7 @@ import functools
 import math
 import numbers
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypeVar
 
@@ -145,19 +145,21 @@ class Rule:
         """The values that go with `number_names`."""
         return [value for _, value in _numbers({name: getattr(self, name) for name in self.options()})]
 
-    def with_numbers(self: Self, values: Mapping[str, Any]) -> Self:
-        """This rule with other things for its numbers (np.float64, or a tracer's symbols), unchecked."""
-        copy = object.__new__(type(self))
+    def with_numbers(self: Self, values: Iterable[Any]) -> Self:
+        """This rule with other things for its numbers, in the order of `number_names`: a tracer's symbols, say."""
+        copy, new = object.__new__(type(self)), iter(values)
         for name in self.options():
             value = getattr(self, name)
             if isinstance(value, tuple):
-                value = tuple(values[f"{name}[{i}]"] for i in range(len(value)))
-            object.__setattr__(copy, name, value if isinstance(value, tuple) else values.get(name, value))
+                value = tuple(next(new) for _ in value)
+            elif not isinstance(value, bool):
+                value = next(new)
+            copy.__dict__[name] = value
         return copy
 
     def in_float64(self: Self) -> Self:
         """This rule with np.float64 numbers, with which `scalars` computes as CUDA does: 1/0 is inf."""
-        return self.with_numbers({name: np.float64(x) for name, x in zip(self.number_names(), self.numbers())})
+        return self.with_numbers(map(np.float64, self.numbers()))
 
     @classmethod
     def unknown_option(cls, name: object) -> str:

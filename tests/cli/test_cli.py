@@ -237,7 +237,7 @@ def test_doctor_names_a_variable_that_cannot_work(variables: dict[str, str], why
 
 
 def test_doctor_works_with_a_cache_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()  # no permission that root would not have
+    (tmp_path / "file").touch(0o777)  # a file where a folder should be: permissions do not keep root out
     done = cli("doctor", FUSEDOPT_CACHE_DIR=str(tmp_path / "file" / "cache"))
     assert done.returncode == 0
     assert re.search(r"cache writable +│ no ", done.stdout)
@@ -323,6 +323,7 @@ def test_the_figures_are_those_of_the_arrays(benched: Callable[..., dict[str, An
     assert 3 * 4 * size <= whole["extra_bytes"] <= 6 * 4 * size
     assert fused["extra_bytes"] < 0.1 * 4 * size
     assert out["extra_bytes"] < 0.1 * 4 * size
+    assert figures["copy_bytes_per_second"] == pytest.approx(2 * 4 * size / figures["copy_seconds"])
     for row in figures["rows"]:
         assert row["bytes_per_second"] == pytest.approx(28 * size / row["seconds"])
         assert row["share_of_copy"] == pytest.approx(row["bytes_per_second"] / figures["copy_bytes_per_second"])
@@ -332,8 +333,14 @@ def test_the_figures_are_those_of_the_arrays(benched: Callable[..., dict[str, An
 def test_a_contestant_that_computes_something_else_is_found(
     benched: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(naive.NaiveSGD, "step", lambda self: None)
-    benched("--optimizer", "sgd", "--size", "1K", "--tensors", "1", status=1)
+    step = naive.NaiveSGD.step
+
+    def off_in_one_place(self: naive.NaiveSGD) -> None:
+        step(self)
+        self.p[-1][-1] += 1e-6
+
+    monkeypatch.setattr(naive.NaiveSGD, "step", off_in_one_place)
+    benched("--optimizer", "sgd", "--size", "1K", "--tensors", "3", status=1)
     assert "bench: NumPy whole arrays computes something else" in capsys.readouterr().err
 
 
