@@ -45,6 +45,12 @@ class HasRule(Protocol):
     rule: Rule
 
 
+def device_of(array: Any) -> str:
+    """Where an array is, as backends name it: `cpu`, `cuda:0`. (CuPy's devices do not compare with text.)"""
+    device = getattr(array, "device", None)
+    return f"cuda:{device.id}" if hasattr(device, "id") else str(device)
+
+
 def offsets_of(sizes: Sequence[int], itemsize: int) -> tuple[list[int], int]:
     """Each tensor's first element in a flat buffer, and the buffer's length, both in elements."""
     unit = ALIGNMENT // itemsize

@@ -13,7 +13,7 @@ import numpy as np
 from fusedopt import state_dict as _state_dict
 from fusedopt.backends import Backend, Plan, backend_of
 from fusedopt.groups import Group, changed_rule, groups_of
-from fusedopt.layout import Arena, Changes, spans_of
+from fusedopt.layout import Arena, Changes, device_of, spans_of
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
 from fusedopt.tracing import Traced, trace
@@ -29,7 +29,7 @@ def _check_scalar(name: str, value: Any) -> None:
     """Raise TypeError unless the value is one number; on a device it must be what the kernel reads, a float32."""
     if isinstance(value, numbers.Real):
         return
-    allowed = "fiub" if getattr(value, "device", None) == "cpu" else "f"
+    allowed = "fiub" if device_of(value) == "cpu" else "f"
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     wrong = shape is None or value.size != 1 or getattr(dtype, "kind", "") not in allowed
     if wrong or (allowed == "f" and dtype != "float32"):

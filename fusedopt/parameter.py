@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fusedopt.layout import device_of
+
 if TYPE_CHECKING:
     from fusedopt.layout import Arena
 
@@ -90,10 +92,10 @@ class Parameter:
             raise TypeError(
                 f"{self.described} was given a gradient of type {type(value).__name__}; give an array like its data."
             )
-        if value.device != data.device:
+        if device_of(value) != device_of(data):
             raise ValueError(
-                f"{self.described} is on {data.device} and was given a gradient on {value.device}; move the gradient "
-                f"there first."
+                f"{self.described} is on {device_of(data)} and was given a gradient on {device_of(value)}; move the "
+                f"gradient there first."
             )
         if value.shape != data.shape:
             cure = "transpose it" if value.shape == data.shape[::-1] else "sum or reshape it"

@@ -29,6 +29,7 @@ def run_under_address(array: type[EmulatedArray]) -> None:
 
 def run_under_thread(array: type[EmulatedArray]) -> None:  # some hundred times slower: few launches
     check_mixed(array, (6, 64, 0))
+    check_mixed(array, (64, 32, 0), chunk=1024)  # a chunk a block: each one's last atomic is its first
 
 
 if __name__ == "__main__":

@@ -75,14 +75,15 @@ def same(actual: np.ndarray, expected: np.ndarray, what: str) -> None:
     """Every element has the same bits in both, or is NaN in both: a NaN's sign and payload differ by chip."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), what
-    kind = f"u{expected.itemsize}"
-    equal = (actual.reshape(-1).view(kind) == expected.reshape(-1).view(kind)) | (
-        np.isnan(actual).ravel() & np.isnan(expected).ravel()
-    )
+    actual, expected, kind = actual.ravel(), expected.ravel(), f"u{expected.itemsize}"
+    with np.errstate(all="ignore"):
+        equal = (actual.view(kind) == expected.view(kind)) | (np.isnan(actual) & np.isnan(expected))
     wrong = np.flatnonzero(~equal)
     if len(wrong):
-        got, wanted = actual.flat[wrong[0]], expected.flat[wrong[0]]
-        raise AssertionError(f"{what}: {len(wrong)} of {equal.size} differ, the first at {wrong[0]}: {got}, not {wanted}")
+        got, wanted = actual[wrong[0]], expected[wrong[0]]
+        raise AssertionError(
+            f"{what}: {len(wrong)} of {equal.size} differ, the first at {wrong[0]}: {got}, not {wanted}"
+        )
 
 
 def same_results(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
@@ -317,4 +318,3 @@ def check_uploads(array: type[EmulatedArray]) -> None:
         sent.append((to, table[:size].copy()))
     for to, expected in sent:
         same(surface.host(to), expected, f"table of {len(expected)}")
-

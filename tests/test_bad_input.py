@@ -10,16 +10,16 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import fusedopt
 import numpy as np
 import pytest
 import torch
-from cases import CASES, Case, assert_same_bits, each_case, ordinary
-from test_state_dict import bits, contents
-
-import fusedopt
 from fusedopt import SGD, Adam, AdamW, Optimizer, Parameter
 from fusedopt.backends import cuda
 from fusedopt.rules import Rule, Values, hyperparameter
+
+from cases import CASES, assert_same_bits, each_case, ordinary
+from test_state_dict import contents
 
 Error = type[Exception] | tuple[type[Exception], ...]
 
@@ -72,7 +72,11 @@ WRONG_PARAMS: dict[str, tuple[Callable[[Parameter, Parameter], Any], Error, str]
     "a tensor": (lambda a, b: torch.ones(2), TypeError, "got Tensor"),
     "a set": (lambda a, b: {a, b}, TypeError, "is a set, whose order changes from run to run; give a list"),
     "a frozen set": (lambda a, b: frozenset([a, b]), TypeError, "is a set"),
-    "a list with an array": (lambda a, b: [a, np.ones(2)], TypeError, r"element 1 is a \S*ndarray, not a \S*Parameter; wrap"),
+    "a list with an array": (
+        lambda a, b: [a, np.ones(2)],
+        TypeError,
+        r"element 1 is a \S*ndarray, not a \S*Parameter; wrap",
+    ),
     "a list with a list": (lambda a, b: [a, [1.0]], TypeError, "element 1 is a list"),
     "a list with None": (lambda a, b: [a, b, None], TypeError, "element 2 is a NoneType"),
     "torch's parameters": (
@@ -82,11 +86,23 @@ WRONG_PARAMS: dict[str, tuple[Callable[[Parameter, Parameter], Any], Error, str]
     ),
     "a dict without params": (lambda a, b: {"a": a}, ValueError, r"without 'params'; it has 'a'"),
     "an empty dict": (lambda a, b: [{"params": a}, {}], ValueError, r"params\[1\] .*without 'params'; it has no keys"),
-    "a Parameter beside dicts": (lambda a, b: [{"params": a}, b], TypeError, r"params\[1\] is a Parameter beside dicts"),
-    "a dict beside Parameters": (lambda a, b: [a, {"params": b}], TypeError, r"params\[0\] is a Parameter beside dicts"),
+    "a Parameter beside dicts": (
+        lambda a, b: [{"params": a}, b],
+        TypeError,
+        r"params\[1\] is a Parameter beside dicts",
+    ),
+    "a dict beside Parameters": (
+        lambda a, b: [a, {"params": b}],
+        TypeError,
+        r"params\[0\] is a Parameter beside dicts",
+    ),
     "a group's set": (lambda a, b: [{"params": {a, b}}], TypeError, r"params\[0\]\['params'\] is a set"),
     "a group's array": (lambda a, b: [{"params": a}, {"params": np.ones(2)}], TypeError, r"params\[1\].*got ndarray"),
-    "a group with an array": (lambda a, b: [{"params": a}, {"params": [b, np.ones(2)]}], TypeError, r"params\[1\]: elem"),
+    "a group with an array": (
+        lambda a, b: [{"params": a}, {"params": [b, np.ones(2)]}],
+        TypeError,
+        r"params\[1\]: elem",
+    ),
     "some named": (lambda a, b: [("a", a), b], ValueError, "some parameters are .*pairs and some are not; name all"),
     "a named array": (lambda a, b: [("a", a), ("b", np.ones(2))], TypeError, r"element 1 is a \S*ndarray"),
     "twice in a list": (lambda a, b: [a, b, a], ValueError, r"parameter 'a' .*appears twice .*give each once"),
@@ -128,7 +144,11 @@ WRONG_GROUPS: dict[str, tuple[Callable[[Parameter, Parameter], Any], Error, str]
     "some named": (lambda a, b: {"params": [("a", a), b]}, ValueError, "some parameters are .*pairs and some are not"),
     "twice": (lambda a, b: {"params": [a, b, a]}, ValueError, "parameter 'a' .*appears twice .*give each once"),
     "a negative lr": (lambda a, b: {"params": [a, b], "lr": -1}, ValueError, "param group 2: SGD: lr must be in"),
-    "a misspelt key": (lambda a, b: {"params": a, "momentun": 1}, KeyError, "group 2: SGD has no option 'momentun'; did"),
+    "a misspelt key": (
+        lambda a, b: {"params": a, "momentun": 1},
+        KeyError,
+        "group 2: SGD has no option 'momentun'; did",
+    ),
     "nesterov alone": (lambda a, b: {"params": a, "nesterov": True}, ValueError, "group 2: SGD: nesterov=True needs"),
 }
 
@@ -176,7 +196,9 @@ def test_an_optimizer_without_a_rule_is_refused(device):
     class Mine(Optimizer): ...
 
     for kind in (Optimizer, Mine):
-        with pytest.raises(TypeError, match=r"has no rule of its own; subclass it: class Mine\(Optimizer, rule=MyRule\)"):
+        with pytest.raises(
+            TypeError, match=r"has no rule of its own; subclass it: class Mine\(Optimizer, rule=MyRule\)"
+        ):
             kind([parameter(device)])
 
 
@@ -212,7 +234,13 @@ def wrong_hyperparameters() -> Iterator[Any]:
             kinds = (None, "fast", 1j, np.ones(2)) if not tuples else (None, 0.9, (0.9,), (0.9, 0.9, 0.9), "ab")
             for value in kinds:
                 yield case, name, value, (TypeError, ValueError), f"{case.name}: {name} must be "
-            yield case, name, (True,) * 2 if tuples else True, TypeError, rf"{case.name}: {name}\S* must be a number, got True"
+            yield (
+                case,
+                name,
+                (True,) * 2 if tuples else True,
+                TypeError,
+                rf"{case.name}: {name}\S* must be a number, got True",
+            )
 
 
 each_wrong_hyperparameter = pytest.mark.parametrize(
@@ -238,7 +266,10 @@ def test_a_wrong_hyperparameter_is_refused_wherever_it_is_given(case, name, valu
     with pytest.raises(error, match=f"param group 1: {message}"):
         optimizer.add_param_group({"params": second, "lr": 0.25, **wrong})
     (group,) = optimizer.param_groups
-    for change in (group.__setitem__, lambda name, value: group.update({"lr": 0.25, "weight_decay": 0.25, name: value})):
+    for change in (
+        group.__setitem__,
+        lambda name, value: group.update({"lr": 0.25, "weight_decay": 0.25, name: value}),
+    ):
         with pytest.raises(error, match=message):
             change(name, value)
     assert contents(optimizer) == before
@@ -279,7 +310,9 @@ def test_an_unknown_option_is_refused_with_a_hint(device, name, hint):
 
 
 def test_what_an_optimizer_is_by_definition_cannot_be_changed(device):
-    with pytest.raises((TypeError, ValueError), match="decoupled_weight_decay is True by definition, got False; leave it out"):
+    with pytest.raises(
+        (TypeError, ValueError), match="decoupled_weight_decay is True by definition, got False; leave it out"
+    ):
         AdamW([parameter(device)], decoupled_weight_decay=False)
     optimizer = in_training(device, AdamW)
     with refused(optimizer, ValueError, "decoupled_weight_decay is True by definition"):
@@ -355,7 +388,9 @@ def test_data_is_not_replaced(device, taken):
     some = parameter(device, name="w")
     optimizer = SGD([some]) if taken else None
     before = some.data
-    with pytest.raises(AttributeError, match=r"data of parameter 'w' .*cannot be replaced.*parameter\.data\[\.\.\.\] = value"):
+    with pytest.raises(
+        AttributeError, match=r"data of parameter 'w' .*cannot be replaced.*parameter\.data\[\.\.\.\] = value"
+    ):
         some.data = device.array(np.zeros((2, 3), np.float32))
     assert some.data is before
     np.testing.assert_array_equal(device.host(some.data), np.ones((2, 3), np.float32))
@@ -433,7 +468,9 @@ def test_a_wrong_scale_or_flag_is_refused_and_no_step_counted(device, name, wron
     some = parameter(device)
     first = Adam([some])
     some.grad = device.array(np.ones((2, 3), np.float32))
-    with refused(first, (TypeError, ValueError), f"{name} must be a number, or an array of one float32"):  # before the first step too
+    with refused(
+        first, (TypeError, ValueError), f"{name} must be a number, or an array of one float32"
+    ):  # before the first step too
         first.step(**{name: wrong(device.array)})
 
 
@@ -504,7 +541,10 @@ def branching(self: Any, p: Any, g: Any, s: Any, c: Any) -> Any:
 
 
 WRONG_RULES: dict[str, tuple[Any, str]] = {
-    "an unknown operation": (lambda self, p, g, s, c: (p - np.exp(g), Values()), "uses np.exp, which has no kernel form"),
+    "an unknown operation": (
+        lambda self, p, g, s, c: (p - np.exp(g), Values()),
+        "uses np.exp, which has no kernel form",
+    ),
     "a branch": (branching, "branches on a value; use np.where"),
     "a sum": (lambda self, p, g, s, c: (np.sum(p), Values()), "uses np.add.reduce|uses np.sum"),
     "an index": (lambda self, p, g, s, c: (p[:1], Values()), "a rule sees one element at a time"),
@@ -576,7 +616,11 @@ def test_cuda_is_refused_where_it_cannot_work_and_the_message_says_what_is_missi
     lines = process.stdout.splitlines()
     assert len(lines) == 2
     assert all("FUSEDOPT_BACKEND=cuda" in line for line in lines)
-    cure = r"CuPy cannot be imported .*pip install 'fusedopt\[cuda1[23]\]'" if cupy == "without cupy" else "; (install|set|pip)"
+    cure = (
+        r"CuPy cannot be imported .*pip install 'fusedopt\[cuda1[23]\]'"
+        if cupy == "without cupy"
+        else "; (install|set|pip)"
+    )
     assert all(re.search(cure, line) for line in lines)
 
 

@@ -1,4 +1,4 @@
-"""Imports point one way, CuPy is imported in two files, and `import fusedopt` imports nothing that it may do without."""
+"""Imports point one way, two files import CuPy, and `import fusedopt` imports nothing that it can do without."""
 
 import ast
 import os
@@ -7,9 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import fusedopt
+import pytest
 
 PACKAGE = Path(fusedopt.__file__).parent
 

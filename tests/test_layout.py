@@ -1,17 +1,18 @@
 """Where things lie: alignment, spans over neighbours with one history, chunks; against what one would write naively."""
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from cases import DTYPES
-from hypothesis import given
-from hypothesis import strategies as st
-
 from fusedopt import Parameter, rules
 from fusedopt.backends.numpy import BACKEND
 from fusedopt.layout import ALIGNMENT, NO_HISTORY, Arena, Changes, chunks_of, offsets_of, spans_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cases import DTYPES
 
 sizes = st.lists(st.integers(0, 300), min_size=1, max_size=12)
 
@@ -116,7 +117,7 @@ def test_spans_cover_the_stepping_parameters_alone_and_are_the_fewest(session):
             assert len(set(arena.cohorts[span.first : span.last + 1].tolist())) == 1
             assert span.start == arena.offsets[span.first]
             assert span.stop == arena.offsets[span.last] + sizes[span.last]
-        for span, following in zip(spans, spans[1:]):
+        for span, following in itertools.pairwise(spans):
             joined = span.last + 1 == following.first and arena.cohorts[span.last] == arena.cohorts[following.first]
             assert not joined
 

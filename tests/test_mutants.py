@@ -56,9 +56,27 @@ MUTANTS = [
         step_checks.check_one,
     ),
     Mutant("a dropped tail", KERNEL, ": to.store(elements, lanes);", ": void();", step_checks.check_one),
-    Mutant("one lane too few", KERNEL, LANES, LANES.replace("? chunk.count - i", "? chunk.count - i - 1"), step_checks.check_one),
-    Mutant("one lane too many", KERNEL, LANES, LANES.replace("? chunk.count - i", "? chunk.count - i + 1"), step_checks.check_large_offsets),
-    Mutant("an unmasked store", KERNEL, "to.store(elements, lanes);", "to.store(elements, WIDTH);", step_checks.check_large_offsets),
+    Mutant(
+        "one lane too few",
+        KERNEL,
+        LANES,
+        LANES.replace("? chunk.count - i", "? chunk.count - i - 1"),
+        step_checks.check_one,
+    ),
+    Mutant(
+        "one lane too many",
+        KERNEL,
+        LANES,
+        LANES.replace("? chunk.count - i", "? chunk.count - i + 1"),
+        step_checks.check_large_offsets,
+    ),
+    Mutant(
+        "an unmasked store",
+        KERNEL,
+        "to.store(elements, lanes);",
+        "to.store(elements, WIDTH);",
+        step_checks.check_large_offsets,
+    ),
     Mutant(
         "a 32-bit index",
         KERNEL,
@@ -74,23 +92,85 @@ MUTANTS = [
         "unsigned(first * sizeof(typename Variant::Parameter))))",
         step_checks.check_large_offsets,
     ),
-    Mutant("a 32-bit place of a chunk", KERNEL, "unsigned long long first;  //", "int first, unused;  //", step_checks.check_large_offsets),
+    Mutant(
+        "a 32-bit place of a chunk",
+        KERNEL,
+        "unsigned long long first;  //",
+        "int first, unused;  //",
+        step_checks.check_large_offsets,
+    ),
     Mutant("no advance", KERNEL, "global(span.counter)[k].values[i] = shared.next[i];", ";", step_checks.check_one),
     Mutant("the first counter alone advances", KERNEL, "k < span.parameters;", "k < 1;", step_checks.check_one),
     Mutant("scalar state does not advance", KERNEL, "i = 0; i <= SCALARS", "i = 0; i < 1", step_checks.check_counting),
     Mutant("every chunk advances", KERNEL, "+ 1 == span.chunks;", "+ 1 <= span.chunks;", step_checks.check_backward),
-    Mutant("the ticket is kept", KERNEL, "if (threadIdx.x == 0) global(span.counter)->ticket = 0;", "", step_checks.check_one),
-    Mutant("constants are another span's", KERNEL, "entered = chunk.span != current;", "entered = c == blockIdx.x;", step_checks.check_backward),
-    Mutant("block size is taken for granted", KERNEL, "4 * blockDim.x - (", "4 * 64 - (", step_checks.check_wide_blocks),
-    Mutant("doubles' second half is left out", KERNEL, "% 4 ? WIDTH :", "% 4 ? 4 * blockDim.x :", step_checks.check_wide_blocks),
-    Mutant("grad_scale is ignored", KERNEL, "launch.grad_scale ? *launch.grad_scale : 1.0f", "1.0f", step_checks.check_one),
-    Mutant("found_inf is compared with 1", KERNEL, "*launch.found_inf != 0", "*launch.found_inf == 1", step_checks.check_skipping),
-    Mutant("found_inf is not read", KERNEL, "launch.found_inf && *", "launch.found_inf && 0 * *", step_checks.check_skipping),
-    Mutant("found_inf is compared as bits", KERNEL, "*launch.found_inf != 0", "same_bits<unsigned>(*launch.found_inf) != 0", step_checks.check_skipping),
-    Mutant("no barrier after the constants", KERNEL, PREPARE + "    __syncthreads();", PREPARE, step_checks.check_backward),
-    Mutant("no barrier after the span", KERNEL, "launch.spans[chunk.span];\n      __syncthreads();", "launch.spans[chunk.span];", step_checks.check_backward),
-    Mutant("a rounding of bfloat16 that ignores ties", STORAGE, "(bits >> 16 & 1u)", "1u", step_checks.check_wide_blocks),
-    Mutant("a rounding of bfloat16 that loses NaN", STORAGE, "nan ? 0x7fffu", "nan && !nan ? 0x7fffu", step_checks.check_conversions),
+    Mutant(
+        "the ticket is kept",
+        KERNEL,
+        "if (threadIdx.x == 0) global(span.counter)->ticket = 0;",
+        "",
+        step_checks.check_one,
+    ),
+    Mutant(
+        "constants are another span's",
+        KERNEL,
+        "entered = chunk.span != current;",
+        "entered = current == ~0u;",
+        step_checks.check_backward,
+    ),
+    Mutant(
+        "block size is taken for granted", KERNEL, "4 * blockDim.x - (", "4 * 64 - (", step_checks.check_wide_blocks
+    ),
+    Mutant(
+        "doubles' second half is left out",
+        KERNEL,
+        "% 4 ? WIDTH :",
+        "% 4 ? 4 * blockDim.x :",
+        step_checks.check_wide_blocks,
+    ),
+    Mutant(
+        "grad_scale is ignored", KERNEL, "launch.grad_scale ? *launch.grad_scale : 1.0f", "1.0f", step_checks.check_one
+    ),
+    Mutant(
+        "found_inf is compared with 1",
+        KERNEL,
+        "*launch.found_inf != 0",
+        "*launch.found_inf == 1",
+        step_checks.check_skipping,
+    ),
+    Mutant(
+        "found_inf is not read",
+        KERNEL,
+        "launch.found_inf && *",
+        "launch.found_inf && 0 * *",
+        step_checks.check_skipping,
+    ),
+    Mutant(
+        "found_inf is compared as bits",
+        KERNEL,
+        "*launch.found_inf != 0",
+        "same_bits<unsigned>(*launch.found_inf) != 0",
+        step_checks.check_skipping,
+    ),
+    Mutant(
+        "no barrier after the constants", KERNEL, PREPARE + "    __syncthreads();", PREPARE, step_checks.check_backward
+    ),
+    Mutant(
+        "no barrier after the span",
+        KERNEL,
+        "launch.spans[chunk.span];\n      __syncthreads();",
+        "launch.spans[chunk.span];",
+        step_checks.check_backward,
+    ),
+    Mutant(
+        "a rounding of bfloat16 that ignores ties", STORAGE, "(bits >> 16 & 1u)", "1u", step_checks.check_wide_blocks
+    ),
+    Mutant(
+        "a rounding of bfloat16 that loses NaN",
+        STORAGE,
+        "nan ? 0x7fffu",
+        "nan && !nan ? 0x7fffu",
+        step_checks.check_conversions,
+    ),
     Mutant("no barrier after the chunk", KERNEL, "__syncthreads_or(last)", "last", step_checks.check_backward),
     # What only a sanitizer sees:
     Mutant("no fence before the ticket", KERNEL, "__threadfence();\n      last", "last", "thread"),
@@ -107,7 +187,9 @@ def _needs_a_compiler():
 
 
 def by_name(mutants: list[Mutant]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("mutant", [pytest.param(mutant, id=mutant.name.replace(" ", "-")) for mutant in mutants])
+    return pytest.mark.parametrize(
+        "mutant", [pytest.param(mutant, id=mutant.name.replace(" ", "-")) for mutant in mutants]
+    )
 
 
 @by_name([mutant for mutant in MUTANTS if callable(mutant.check)])
@@ -123,7 +205,9 @@ def test_a_mutant_is_killed(mutant):
 @by_name([mutant for mutant in MUTANTS if isinstance(mutant.check, str)])
 def test_a_sanitizer_kills_a_mutant(mutant):
     try:
-        process = run_sanitized(mutant.check, [str(SCRIPT), mutant.check, mutant.file, mutant.old, mutant.new], timeout=300)
+        process = run_sanitized(
+            mutant.check, [str(SCRIPT), mutant.check, mutant.file, mutant.old, mutant.new], timeout=300
+        )
     except Unavailable as reason:
         skip_or_fail(reason)
     assert process.returncode != 0

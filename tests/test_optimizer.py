@@ -7,18 +7,18 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import fusedopt
 import numpy as np
 import pytest
 import torch
-from cases import each_case, ordinary
+from fusedopt import SGD, Adam, AdamW, Optimizer, Parameter
+from fusedopt.layout import Span, spans_of
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
-from test_state_dict import bits
 
-import fusedopt
-from fusedopt import SGD, Adam, AdamW, Optimizer, Parameter
-from fusedopt.layout import Span, spans_of
+from cases import each_case, ordinary
+from test_state_dict import bits
 
 
 def make(device: Any, *shapes: Any, dtype: str = "float32", names: str = "") -> list[Parameter]:
@@ -127,12 +127,12 @@ def test_a_groups_own_option_wins_and_the_outer_fills_the_gaps(device):
 
 def test_the_callers_dicts_are_not_changed(device):
     first, second = make(device, 2, 3)
-    entry = {"params": [first], "lr": 0.5}
+    entry = {"params": [("a", first)], "lr": 0.5}
     optimizer = SGD([entry])
-    optimizer.add_param_group(another := {"params": [second]})
+    optimizer.add_param_group(another := {"params": second})
     optimizer.param_groups[0]["lr"] = 0.25
-    assert entry == {"params": [first], "lr": 0.5}
-    assert another == {"params": [second]}
+    assert entry == {"params": [("a", first)], "lr": 0.5}
+    assert another == {"params": second}
 
 
 def test_whole_numbers_and_scalars_are_hyperparameters(device):

@@ -5,13 +5,13 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import fusedopt
 import numpy as np
 import pytest
 import torch
-from cases import DTYPES
-
-import fusedopt
 from fusedopt import Parameter
+
+from cases import DTYPES
 
 VALUES = np.array([[1, -2, 3], [0.5, 0, -0.25]], np.float32)
 # The same values, seldom as they come from np.array: a gradient is often a transpose, data often a slice.
@@ -126,9 +126,7 @@ def test_a_gradient_from_before_the_optimizer_is_used(device):
 def test_it_describes_its_array(device, dtype):
     parameter = Parameter(device.array(VALUES.astype(dtype)), name="w", requires_grad=False)
     assert (parameter.shape, parameter.dtype, parameter.size, parameter.ndim) == ((2, 3), np.dtype(dtype), 6, 2)
-    assert repr(parameter) == (
-        f"Parameter(name='w', shape=(2, 3), dtype={dtype}, requires_grad=False)"
-    )
+    assert repr(parameter) == (f"Parameter(name='w', shape=(2, 3), dtype={dtype}, requires_grad=False)")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +204,9 @@ def test_what_is_written_into_data_is_what_the_next_step_starts_from(device):
 # --- copies
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+)
 @pytest.mark.parametrize("with_gradient", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_copy_is_the_same_and_free(device, taken, duplicate, with_gradient, dtype):

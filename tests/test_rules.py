@@ -247,6 +247,18 @@ def test_what_torch_refuses_is_refused(case):
 
 
 @each_case
+@pytest.mark.parametrize("value", [-1.0, -1e-9, 1.0, 2.0, np.nan])
+def test_numbers_that_torch_refuses_are_refused(case, value):
+    for name, default, _ in numeric_options(case):
+        for options in with_number(default, value):
+            try:
+                case.reference([torch.zeros(1)], **{name: options})
+            except ValueError:
+                with pytest.raises(ValueError, match=f"^{case.name}: "):
+                    case.rule(**{name: options})
+
+
+@each_case
 @pytest.mark.parametrize("value", ["0.1", None, [0.1], 1j, True, np.True_, np.ones(2)])
 def test_what_is_no_number_is_refused(case, value):
     for name, default, _ in numeric_options(case):

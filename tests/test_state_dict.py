@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import fusedopt
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from cases import CASES, DTYPES, each_case
+from fusedopt import SGD, Adam, AdamW, Optimizer, Parameter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import fusedopt
-from fusedopt import SGD, Adam, AdamW, Optimizer, Parameter
+from cases import CASES, DTYPES, each_case
 
 SHAPES = [(2, 3), (), (0, 4), (17,)]
 SETTINGS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
@@ -73,7 +73,7 @@ def trained(device: Any, kind: type[Optimizer], options: dict[str, Any], dtype: 
 
 
 def test_the_structure_is_torchs(device):
-    parameters, optimizer = trained(device, Adam, {"amsgrad": True})
+    _, optimizer = trained(device, Adam, {"amsgrad": True})
     state = optimizer.state_dict()
     theirs = [torch.nn.Parameter(torch.zeros(shape)) for shape in SHAPES]
     reference = torch.optim.Adam([{"params": theirs[:2]}, {"params": theirs[2:], "lr": 0.05}], amsgrad=True)
@@ -133,7 +133,9 @@ def test_megengines_structure_before_the_first_step(device):
 def test_megengines_state_dict_loads(device):
     parameters = [Parameter(device.array(np.ones(shape, np.float32))) for shape in [(2,), (2, 3)]]
     optimizer = SGD(parameters, lr=1, dampening=0.25)
-    with pytest.warns(UserWarning, match=r"lacks dampening=0.25, nesterov=False, maximize=False; these values are kept"):
+    with pytest.warns(
+        UserWarning, match=r"lacks dampening=0.25, nesterov=False, maximize=False; these values are kept"
+    ):
         optimizer.load_state_dict(MEGENGINE)
     assert optimizer.param_groups[0]["lr"] == 0.001
     assert optimizer.param_groups[0]["dampening"] == 0.25
@@ -156,7 +158,7 @@ def test_megengines_adam_loads(device):
 
 
 def test_init_state_keeps_what_steps_have_made(device):
-    parameters, optimizer = trained(device, Adam, {})
+    _, optimizer = trained(device, Adam, {})
     before = contents(optimizer)
     optimizer.init_state()
     assert contents(optimizer) == before
@@ -371,7 +373,9 @@ def to_torch(value: Any) -> Any:
     return [to_torch(item) for item in value] if isinstance(value, list) else value
 
 
-def torch_step(reference: torch.optim.Optimizer, theirs: list[torch.Tensor], parameters: list[Parameter], device: Any) -> None:
+def torch_step(
+    reference: torch.optim.Optimizer, theirs: list[torch.Tensor], parameters: list[Parameter], device: Any
+) -> None:
     for tensor, parameter in zip(theirs, parameters, strict=True):
         tensor.grad = torch.from_numpy(device.host(parameter.grad))
     reference.step()
@@ -425,7 +429,9 @@ def test_torchs_keys_are_kept_and_written_back(device):
     torch.optim.lr_scheduler.StepLR(reference, 10)
     optimizer = Adam([{"params": parameters[:2]}, {"params": parameters[2:]}])
     optimizer.load_state_dict(reference.state_dict())
-    for saved, torchs in zip(optimizer.state_dict()["param_groups"], reference.state_dict()["param_groups"], strict=True):
+    for saved, torchs in zip(
+        optimizer.state_dict()["param_groups"], reference.state_dict()["param_groups"], strict=True
+    ):
         assert {key: saved[key] for key in torchs} == torchs
         assert saved["foreach"] is True
         assert list(saved)[-1] == "params"
@@ -558,13 +564,14 @@ WRONG: dict[str, tuple[Callable[[Any], None], type[Exception], str]] = {
     "too few parameters": (set_in("param_groups", 1, "params", to=[2]), ValueError, "has 1 parameters .* has 2; they"),
     "too many parameters": (set_in("param_groups", 1, "params", to=[2, 3, 4]), ValueError, "has 3 parameters"),
     "shape": (set_in("state", 3, "exp_avg", to=np.zeros(18, np.float32)), ValueError, r"exp_avg has shape \(18,\).*17"),
+    "transposed": (set_in("state", 0, "exp_avg", to=np.zeros((3, 2), np.float32)), ValueError, r"\(3, 2\) .*\(2, 3\)"),
     "shape that broadcasts": (set_in("state", 3, "exp_avg", to=np.zeros((), np.float32)), ValueError, r"shape \(\)"),
     "dtype": (set_in("state", 3, "exp_avg", to=np.zeros(17)), TypeError, r"float64.*float32.*\.astype\('float32'\)"),
     "not an array": (set_in("state", 3, "exp_avg", to=[0.0] * 17), TypeError, "must be a NumPy array, got list"),
     "tensor": (set_in("state", 3, "exp_avg", to=torch.zeros(17)), TypeError, r"got Tensor; .*tensor\.numpy\(\)"),
     "missing state": (delete("state", 3, "exp_avg_sq"), KeyError, "lacks 'exp_avg_sq'; it has 'step', 'exp_avg'"),
     "missing step": (delete("state", 3, "step"), KeyError, "lacks 'step'"),
-    "unknown state": (set_in("state", 3, "momentum", to=np.zeros(17)), ValueError, "has 'momentum'; Adam keeps step, exp"),
+    "unknown state": (set_in("state", 3, "momentum", to=np.zeros(17)), ValueError, "has 'momentum'; Adam keeps step"),
     "entry is an array": (set_in("state", 3, to=np.zeros(3)), (TypeError, ValueError), "state of parameter.*ndarray"),
     "negative step": (set_in("state", 3, "step", to=-1), ValueError, "step must be a whole number from 0, got -1"),
     "fractional step": (set_in("state", 3, "step", to=np.array(0.5)), ValueError, "whole number"),
@@ -576,7 +583,7 @@ WRONG: dict[str, tuple[Callable[[Any], None], type[Exception], str]] = {
     "negative lr": (set_in("param_groups", 1, "lr", to=-1), ValueError, r"param group 1 .*lr must be in \[0, inf\)"),
     "lr is NaN": (set_in("param_groups", 1, "lr", to=np.nan), ValueError, r"lr must be in \[0, inf\), got nan"),
     "lr is text": (set_in("param_groups", 1, "lr", to="fast"), TypeError, "param group 1 .*lr must be a number"),
-    "betas": (set_in("param_groups", 1, "betas", to=(0.9, 1.0)), ValueError, r"betas\[1\] must be in \[0, 1\), got 1.0"),
+    "betas": (set_in("param_groups", 1, "betas", to=(0.9, 1.0)), ValueError, r"betas\[1\] must be in \[0, 1\), got 1"),
     "flag": (set_in("param_groups", 1, "amsgrad", to=1), TypeError, "amsgrad is a flag"),
 }  # fmt: skip
 
@@ -613,7 +620,7 @@ def test_another_optimizers_state_is_refused(device):
     _, adam = trained(device, Adam, {})
     _, sgd = trained(device, SGD, {"momentum": 0.9})
     before = contents(sgd)
-    with pytest.raises(ValueError, match="has 'step'; SGD keeps momentum_buffer"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the hyperparameters that Adam lacks
+    lacks = pytest.warns(UserWarning, match="lacks momentum=0.9")
+    with lacks, pytest.raises(ValueError, match="has 'step'; SGD keeps momentum_buffer"):
         sgd.load_state_dict(adam.state_dict())
     assert contents(sgd) == before

@@ -26,7 +26,7 @@ def problem() -> str | None:
     install = "pip install 'fusedopt[cuda13]' (or fusedopt[cuda12], as nvidia-smi says)"
     try:
         import cupy
-    except ImportError as error:
+    except Exception as error:  # a broken installation raises whatever it likes
         return f"CuPy cannot be imported ({error}); {install}."
     try:
         if cupy.cuda.runtime.getDeviceCount() == 0:

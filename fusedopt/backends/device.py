@@ -14,7 +14,7 @@ import numpy as np
 
 from fusedopt import compiler
 from fusedopt.cuda_text import Variant, rule_text
-from fusedopt.layout import Memory, Span, chunks_of
+from fusedopt.layout import Memory, Span, chunks_of, device_of
 from fusedopt.tracing import trace
 
 CHUNK = 16 * 1024  # elements: 448 KB of Adam's traffic, some 100 us of a block's share of an H200's memory
@@ -145,7 +145,7 @@ class DevicePlan:
         """The device address of one float32, which the launch reads; 0 where there is none."""
         if value is None:
             return 0
-        if getattr(value, "device", None) == self._spans[0].arena.data.device:
+        if device_of(value) == self._backend.device:
             self._scalars[name] = value  # kept until the launch has read it
             return self._surface.pointer(value)
         if name not in self._scalars or self._scalars[name].dtype != np.uint8:

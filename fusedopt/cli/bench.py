@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fusedopt
-from fusedopt.backends.numpy import thread_count
+from fusedopt.backends.threads import thread_count
 from fusedopt.cli.contestants import OPTIMIZERS, contestants
 from fusedopt.cli.doctor import gpu_names, versions
 from fusedopt.cli.peak_memory import peak_of_arrays, peak_of_torch

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import fusedopt
-from fusedopt.backends.numpy import thread_count
+from fusedopt.backends.threads import thread_count
 from fusedopt.cli.character_model import Array
 from fusedopt.cli.naive import NaiveAdam, NaiveSGD, PreallocatedAdam, PreallocatedSGD
 from fusedopt.cli.side_by_side import Contestant

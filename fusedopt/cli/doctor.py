@@ -10,11 +10,9 @@ import os
 import platform
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +20,7 @@ from rich.text import Text
 import fusedopt
 from fusedopt import compiler
 from fusedopt.backends import chosen_backend, cuda
-from fusedopt.backends.numpy import thread_count
+from fusedopt.backends.threads import thread_count
 from fusedopt.cli.self_check import self_check
 
 CUPY = ("cupy-cuda12x", "cupy-cuda13x", "cupy")  # the distributions that have a module `cupy`; one alone works
@@ -131,8 +129,7 @@ def _or_error(value: Callable[[], Any]) -> Any:
 
 
 def _folders() -> dict[str, Any]:
-    named = os.environ.get("FUSEDOPT_CACHE_DIR") or platformdirs.user_cache_dir("fusedopt", appauthor=False)
-    cache = Path(os.path.expanduser(named)).absolute()
+    cache = compiler.cache_folder().absolute()
     sizes = [path.stat().st_size for path in cache.glob("*.cubin")] if cache.is_dir() else []
     there = next(path for path in (cache, *cache.parents) if path.exists())  # the folder is made when it is needed
     return {

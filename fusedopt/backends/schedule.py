@@ -1,0 +1,168 @@
+"""A traced body as NumPy calls: what is not needed is left out, and each result has its place in memory or scratch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fusedopt.tracing import WHERE, Program, Statement, Traced
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """`function(*operands, out)`, all slots; an operand below zero, ~n, is the uniform value of statement n."""
+
+    function: Callable[..., Any]
+    operands: tuple[int, ...]
+    out: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A body for one choice of its uniform conditions.
+
+    Slots are the memory first (`p`, `g`, then the states), then the scratch, then the uniform values.
+
+    Attributes:
+        memory: How many slots are memory.
+        scratch: For each scratch slot, whether it holds truth values.
+    """
+
+    instructions: tuple[Instruction, ...]
+    memory: int
+    scratch: tuple[bool, ...]
+
+    @functools.cached_property
+    def calls(self) -> list[tuple[Callable[..., Any], Callable[[list[Any]], tuple[Any, ...]]]]:
+        """Each function, and what picks its arguments out of the slots: between calls a thread holds Python's lock, so
+        the less there is to do, the less the threads wait for each other."""
+        values = self.memory + len(self.scratch)
+        return [
+            (i.function, operator.itemgetter(*(o if o >= 0 else values + ~o for o in i.operands), i.out))
+            for i in self.instructions
+        ]
+
+
+def _choose(condition: Array, then: Any, otherwise: Any, out: Array) -> None:
+    if out is not otherwise:
+        np.copyto(out, otherwise)
+    np.copyto(out, then, where=condition if condition.dtype == bool else condition != 0)
+
+
+def _convert(array: Any, out: Array) -> None:
+    np.copyto(out, array, casting="unsafe")
+
+
+@functools.cache
+def uniform_conditions(program: Program) -> tuple[int, ...]:
+    """Numbers of the statements that decide a `where` for all elements alike."""
+    statements = program.statements
+    found = {s.operands[0]: None for s in statements if s.operation == WHERE and statements[s.operands[0]].uniform}
+    return tuple(found)
+
+
+@functools.cache
+def schedule(traced: Traced, conditions: tuple[bool, ...], converted: bool) -> Schedule:
+    """Instructions for a body: what the uniform conditions leave out is not computed, and scratch is reused.
+
+    Args:
+        conditions: The values of `uniform_conditions`, in order.
+        converted: Whether memory holds another type than the arithmetic's, so that it is loaded and stored.
+    """
+    names = ["p", "g", *(f"s.{name}" for name in traced.states)]
+    memory = {number: names.index(s.value) for number, s in enumerate(traced.body.statements) if s.value in names}
+    results = {names.index(n if n == "p" else f"s.{n}"): number for n, number in traced.body.results.items()}
+    decided = dict(zip(uniform_conditions(traced.body), conditions))
+    steps, homes = _steps(traced.body.statements, decided, memory, results, converted)
+    return _placed(steps, homes, memory, len(names))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """One value made of others. Values are numbers: the statements', and further ones for loads, stores and copies."""
+
+    function: Callable[..., Any]
+    operands: tuple[int, ...]
+    value: int
+    boolean: bool = False
+
+
+def _steps(
+    statements: tuple[Statement, ...],
+    decided: dict[int, bool],
+    memory: dict[int, int],
+    results: dict[int, int],
+    converted: bool,
+) -> tuple[list[_Step], dict[int, int]]:
+    """What must be computed, in order, and in which slot of memory each result belongs: a value of its own for each."""
+
+    def source(number: int) -> int:
+        """The statement that a value comes from, now that the uniform conditions are decided."""
+        while statements[number].operation == WHERE and statements[number].operands[0] in decided:
+            condition, then, otherwise = statements[number].operands
+            number = then if decided[condition] else otherwise
+        return number
+
+    needed = {source(number) for number in results.values()}
+    for number in reversed(range(len(statements))):
+        if number in needed and not statements[number].uniform:
+            needed |= {source(operand) for operand in statements[number].operands}
+    computed = [n for n in sorted(needed) if not statements[n].uniform and n not in memory]
+    new = itertools.count(len(statements))
+    loaded = {number: next(new) for number in memory if converted and number in needed}
+    steps = [_Step(_convert, (number,), value) for number, value in loaded.items()]
+    for number in computed:
+        statement = statements[number]
+        operands = tuple(loaded.get(source(operand), source(operand)) for operand in statement.operands)
+        function = _choose if statement.operation == WHERE else statement.operation
+        steps.append(_Step(function, operands, number, statement.boolean))
+    homes: dict[int, int] = {}
+    for slot, number in ((slot, source(number)) for slot, number in results.items()):
+        if memory.get(number) == slot:
+            continue  # unchanged
+        value = number
+        if converted or number not in computed or number in homes:  # stored; or an input, a constant, a second result
+            value = next(new)
+            steps.append(_Step(_convert, (loaded.get(number, number),), value))
+        homes[value] = slot
+    return steps, homes
+
+
+def _placed(steps: list[_Step], homes: dict[int, int], memory: dict[int, int], slots: int) -> Schedule:
+    """Give each value a slot: its home as soon as the old value there is not read any more, else scratch."""
+    last_use = {operand: place for place, step in enumerate(steps) for operand in step.operands}
+    old = {slot: value for value, slot in memory.items()}
+    at = dict(memory)
+    scratch: list[bool] = []
+    free: dict[bool, list[int]] = {False: [], True: []}
+    instructions, late = [], []
+    for place, step in enumerate(steps):
+        # `_choose` writes its result before it has read all: it may stand in for its last operand alone.
+        spoiled = {at.get(operand) for operand in step.operands[:2]} if step.function is _choose else set()
+        dying = {at[o]: o for o in step.operands if at.get(o, -1) >= slots and last_use[o] == place}
+        home = homes.get(step.value, -1)
+        if home >= 0 and last_use.get(old.get(home, -1), -1) <= place and home not in spoiled:
+            out = home
+        else:
+            reusable = [slot for slot in dying if slot not in spoiled and scratch[slot - slots] == step.boolean]
+            if reusable or free[step.boolean]:
+                out = reusable[0] if reusable else free[step.boolean].pop()
+            else:
+                out = slots + len(scratch)
+                scratch.append(step.boolean)
+            if home >= 0:
+                late.append(Instruction(_convert, (out,), home))
+                last_use[step.value] = len(steps)
+        instructions.append(Instruction(step.function, tuple(at.get(o, ~o) for o in step.operands), out))
+        at[step.value] = out
+        for slot in dying.keys() - {out}:
+            free[scratch[slot - slots]].append(slot)
+    return Schedule((*instructions, *late), slots, tuple(scratch))

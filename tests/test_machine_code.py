@@ -1,0 +1,108 @@
+"""What NVRTC makes of the kernel: wide accesses, no generic or local ones, and few enough registers for four blocks.
+
+NVRTC takes the kernel for several architectures on any machine; no GPU is needed to read the result.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+from machine_code import MachineCode, missing, read
+from mutation import edit
+
+from fusedopt import compiler
+from fusedopt.backends.device import BLOCKS, THREADS, kernel_texts
+from fusedopt.cuda_text import Variant, rule_text
+from fusedopt.rules import SGD, Adam, AdamW, Rule
+from fusedopt.tracing import trace
+
+ARCHITECTURES = (75, 80, 90, 100, 120)
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+REGISTERS = 65536 // (BLOCKS * THREADS)  # of a multiprocessor, over the threads that are to be on it
+RULES = {
+    "SGD": SGD(),
+    "SGD with momentum": SGD(momentum=0.9, nesterov=True),
+    "Adam": Adam(),
+    "AdamW with amsgrad": AdamW(amsgrad=True, maximize=True),
+}
+each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def compiled(
+    rules: Sequence[Rule], dtypes: Sequence[str], architecture: int, change: Sequence[str] = ()
+) -> MachineCode:
+    """The kernel with a variant for each rule and dtype; `change` is what `mutation.edit` takes."""
+    try:
+        compiler.nvrtc_version()
+    except compiler.CompilerMissingError:
+        missing("CuPy and NVRTC", "cupy-cuda13x nvidia-cuda-nvrtc")
+    variants = [Variant(trace(rule), *[dtype] * 3) for rule, dtype in itertools.product(rules, dtypes)]
+    text = rule_text(variants, rules[0].number_names(), 0, max(1, len(rules[0].all_states())))
+    source, headers = kernel_texts()
+    texts = {"fused_step.cu": source, **headers, "rule.cuh": text}
+    if change:
+        texts = edit(*change)(texts)
+    return read(compiler.compiled(texts.pop("fused_step.cu"), texts, f"sm_{architecture}"))["fused_step"]
+
+
+def assert_lean(code: MachineCode) -> None:
+    assert code.count("LD", "ST", "ATOM", "RED") == 0, f"generic accesses: {code.memory}"
+    assert code.count("LDL", "STL") == 0, f"local accesses: {code.memory}"
+    assert (code.stack, code.local) == (0, 0)
+    assert code.registers <= REGISTERS
+
+
+def assert_wide(code: MachineCode, rule: Rule, dtype: str, table_reads: int) -> None:
+    """One access a stream where all is aligned, and beside it those of single elements and of the tables, no more."""
+    loads, stores = 2 + len(rule.kept_states), 1 + len(rule.kept_states)
+    wide, single, lanes = {"float32": ("128", "32", 4), "float64": ("128", "64", 2)}.get(dtype, ("64", "16", 4))
+    expected = Counter(
+        {"LDG.64": table_reads, "LDG.32": 2, "STG.64": 1, "STG.32": 1}
+    )  # 1: a counter's value and ticket
+    expected += Counter({f"LDG.{wide}": loads, f"STG.{wide}": stores})
+    expected += Counter({f"LDG.{single}": loads * lanes, f"STG.{single}": stores * lanes})
+    found = Counter({name: n for name, n in code.memory.items() if name.startswith(("LDG", "STG"))})
+    assert found == expected, f"accesses to global memory: {found}, not {expected}"
+
+
+@each_architecture
+@each_rule
+def test_one_wide_access_a_stream_and_nothing_in_local_memory(rule, architecture):
+    floats = compiled([rule], ["float32"], architecture)
+    table_reads = floats.memory["LDG.64"]  # pointers, hyperparameters, counters: the same for every dtype
+    assert 10 <= table_reads <= 20
+    for dtype in DTYPES:
+        code = compiled([rule], [dtype], architecture)
+        assert_lean(code)
+        assert_wide(code, rule, dtype, table_reads)
+
+
+@pytest.mark.slow
+@each_architecture
+def test_a_kernel_of_many_variants_is_as_lean(architecture):
+    rules = [Adam(), Adam(amsgrad=True, decoupled_weight_decay=True)]
+    code = compiled(rules, DTYPES, architecture)
+    assert_lean(code)
+    streams = sum(2 + len(rule.kept_states) for rule in rules)
+    assert code.memory["LDG.128"] == 2 * streams  # of floats and of doubles
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "seen"),
+    [
+        ("storage.cuh", "__builtin_assume(__isGlobal(pointer));", "", "generic accesses"),
+        ("fused_step.cu", "__launch_bounds__(256, 4)", "__launch_bounds__(256, 8)", "local accesses"),
+        ("fused_step.cu", "aligned && lanes == WIDTH", "false", "accesses to global memory"),
+        ("fused_step.cu", "#pragma unroll 1\n", "#pragma unroll 2\n", "accesses to global memory"),
+    ],
+    ids=["generic", "spilled", "narrow", "unrolled"],
+)
+def test_worse_code_is_seen(file, old, new, seen):
+    rule = Adam()
+    table_reads = compiled([rule], ["float32"], 90).memory["LDG.64"]
+    code = compiled([rule], ["float32"], 90, (file, old, new))
+    with pytest.raises(AssertionError, match=seen):
+        assert_lean(code)
+        assert_wide(code, rule, "float32", table_reads)
