@@ -113,11 +113,17 @@ def _group(entry: Any, where: str) -> dict[str, Any]:
     for index, parameter in enumerate(params):
         if not isinstance(parameter, Parameter):
             raise TypeError(
-                f"{where}: element {index} is a {type(parameter).__name__}, not a Parameter; wrap arrays: "
+                f"{where}: element {index} is a {_type_name(parameter)}, not a fusedopt.Parameter; wrap arrays: "
                 f"fusedopt.Parameter(array)."
             )
     group["params"] = params
     return group
+
+
+def _type_name(value: Any) -> str:
+    """A type as one imports it: torch, too, has Parameters."""
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _in_order(params: Any, where: str) -> list[Any]:

@@ -48,7 +48,7 @@ class HasRule(Protocol):
 def device_of(array: Any) -> str:
     """Where an array is, as backends name it: `cpu`, `cuda:0`. (CuPy's devices do not compare with text.)"""
     device = getattr(array, "device", None)
-    return f"cuda:{device.id}" if hasattr(device, "id") else str(device)
+    return f"cuda:{device.id}" if device is not None and hasattr(device, "id") else str(device)
 
 
 def offsets_of(sizes: Sequence[int], itemsize: int) -> tuple[list[int], int]:

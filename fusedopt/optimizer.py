@@ -77,9 +77,11 @@ class Optimizer:
     def __init__(self, params: Any, *args: Any, **options: Any) -> None:
         if not hasattr(type(self), "rule"):
             raise TypeError("Optimizer has no rule of its own; subclass it: class Mine(Optimizer, rule=MyRule).")
-        for name in options:
+        for name in list(options):
             if name not in self.rule.options():
                 raise TypeError(self.rule.unknown_option(name))
+            if not self.rule.options()[name].init:
+                changed_rule(self.rule(), {name: options.pop(name)})  # raises unless it is the value by definition
         default = self.rule(*args, **options)
         self._begin(default)
         self._add(groups_of(params))
@@ -116,6 +118,7 @@ class Optimizer:
         """Check all of the new groups, then take them."""
         taken = {id(p) for p in self.parameters()}
         rules, backends = [], []
+        defaults = {key: value for key, value in self.defaults.items() if key in self.rule.options()}
         for number, entry in enumerate(entries, len(self._groups)):
             for parameter in entry["params"]:
                 if id(parameter) in taken:
@@ -132,7 +135,7 @@ class Optimizer:
                 if key not in self.rule.options():
                     raise KeyError(f"param group {number}: {self.rule.unknown_option(key)}")
             try:
-                rules.append(changed_rule(self._default, options))
+                rules.append(changed_rule(self._default, defaults | options))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"param group {number}: {error}") from None
             trace(rules[-1])
@@ -223,10 +226,16 @@ class Optimizer:
             stepping = [arena.stepping.tobytes() for arena in self.arenas()]
         if stepping != self._stepping or traced != self._traced:
             spans: dict[str, list[Any]] = {}
-            for arena, row in zip(self.arenas(), stepping):
-                arena.part_cohorts(np.frombuffer(row, bool))
-                spans.setdefault(arena.memory.device, []).extend(spans_of(arena, np.frombuffer(row, bool)))
-            self._plans = [self._backends[device].plan(some) for device, some in spans.items() if some]
+            before = [arena.cohorts.copy() for arena in self.arenas()]
+            try:
+                for arena, row in zip(self.arenas(), stepping):
+                    arena.part_cohorts(np.frombuffer(row, bool))
+                    spans.setdefault(arena.memory.device, []).extend(spans_of(arena, np.frombuffer(row, bool)))
+                self._plans = [self._backends[device].plan(some) for device, some in spans.items() if some]
+            except BaseException:  # no step was attempted
+                for arena, cohorts in zip(self.arenas(), before):
+                    arena.cohorts[:] = cohorts
+                raise
             self._stepping, self._traced = stepping, traced
         elif changes.hyperparameters != seen.hyperparameters:
             for plan in self._plans:

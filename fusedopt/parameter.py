@@ -36,7 +36,8 @@ class Parameter:
     def __init__(self, data: Any, name: str | None = None, requires_grad: bool = True) -> None:
         if isinstance(data, Parameter):
             raise TypeError(f"{data.described} is a Parameter already; give its data.")
-        if not hasattr(data, "reshape") or str(getattr(data, "dtype", None)) not in DTYPES:
+        array = hasattr(data, "reshape") and not isinstance(data, np.generic)  # which has no storage to write to
+        if not array or str(getattr(data, "dtype", None)) not in DTYPES:
             kind = f"an array of {data.dtype}" if hasattr(data, "dtype") else repr(data)[:60]
             raise TypeError(
                 f"Parameter: data must be a NumPy or CuPy array of {', '.join(DTYPES)}, got {kind} "
@@ -54,7 +55,9 @@ class Parameter:
         return self._data
 
     @data.setter
-    def data(self, _: object) -> None:
+    def data(self, value: object) -> None:
+        if value is self._data:  # as after `data += x`, which has written in place
+            return
         raise AttributeError(
             f"the data of {self.described} cannot be replaced: it lies in an optimizer's buffer. Write into it: "
             f"parameter.data[...] = value."
@@ -78,7 +81,8 @@ class Parameter:
         if value is not None and value is not self.grad:
             self._check_gradient(value)
             if arena is None:
-                self._grad = value.copy()
+                self._grad = self._data.copy()  # an array even where the gradient is a NumPy scalar
+                self._grad[...] = value
                 return
             self._grad[...] = value
         if arena is not None:
@@ -88,7 +92,7 @@ class Parameter:
 
     def _check_gradient(self, value: Any) -> None:
         data = self._data
-        if not all(hasattr(value, a) for a in ("dtype", "shape", "device")):
+        if not isinstance(getattr(value, "dtype", None), np.dtype) or not hasattr(value, "device"):
             raise TypeError(
                 f"{self.described} was given a gradient of type {type(value).__name__}; give an array like its data."
             )

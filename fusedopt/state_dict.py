@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -68,7 +69,7 @@ def state_dict(groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]) -> di
             if arena.cohorts[index] != NO_HISTORY and entry:
                 state[numbers[id(parameter)]] = entry
     saved = [
-        {key: value for key, value in group.items() if key != "params"}
+        {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
         | {"params": [numbers[id(parameter)] for parameter in group["params"]]}
         for group in groups
     ]
@@ -113,7 +114,12 @@ def _checked_groups(
     rules: list[Rule] = []
     extras: list[dict[str, Any]] = []
     ids: list[Any] = []
+    if not isinstance(saved["state"], Mapping):
+        raise TypeError(f"the state dict's 'state' must be a dict by parameter, got {type(saved['state']).__name__}.")
     for number, (group, entry) in enumerate(zip(groups, theirs)):
+        if not isinstance(entry, Mapping) or "params" not in entry:
+            got = f"keys {', '.join(map(repr, entry))}" if isinstance(entry, Mapping) else type(entry).__name__
+            raise ValueError(f"param group {number} of the state dict must be a dict with 'params', got {got}.")
         if len(entry["params"]) != len(group["params"]):
             raise ValueError(
                 f"param group {number} of the state dict has {len(entry['params'])} parameters and the optimizer's has "
@@ -129,13 +135,15 @@ def _checked_groups(
             rules.append(changed_rule(group.rule, given))
         except (TypeError, ValueError) as error:
             raise type(error)(f"param group {number} of the state dict: {error}") from None
-        extras.append({key: value for key, value in entry.items() if key not in options and key != "params"})
+        extras.append({k: copy.deepcopy(v) for k, v in entry.items() if k not in options and k != "params"})
         ids.extend(entry["params"])
     return rules, extras, ids
 
 
 def _checked_entry(entry: Mapping[str, Any], rule: Rule, parameter: Parameter, arena: Arena) -> dict[str, Any] | None:
     """A parameter's numbers under their names and its arrays, or None where it has no state."""
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"the state of {parameter.described} must be a dict, got {type(entry).__name__}.")
     entry = {key: value for key, value in entry.items() if value is not None}
     if not entry:
         return None
@@ -145,7 +153,8 @@ def _checked_entry(entry: Mapping[str, Any], rule: Rule, parameter: Parameter, a
         if key not in states and key not in scalars:
             names = ", ".join([*scalars, *states]) or "no state"
             raise ValueError(f"{what} has {key!r}; {type(rule).__name__} keeps {names}.")
-    for key in [*scalars, *rule.kept_states]:
+    # A flag's state may be missing: the flag was turned on after the last step, and its state starts from zeros.
+    for key in [*scalars, *(state.name for state in rule.all_states() if state.when is None)]:
         if key not in entry:
             raise KeyError(f"{what} lacks {key!r}; it has {', '.join(map(repr, entry))}.")
     return {
@@ -159,6 +168,8 @@ def _number(what: str, value: Any, whole: bool) -> float:
     if getattr(value, "size", 1) != 1 and not callable(getattr(value, "size", None)):
         raise ValueError(f"{what} must be one number, got an array of shape {value.shape}.")
     try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
         number = float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError):
         raise TypeError(f"{what} must be a number, got {value!r}.") from None

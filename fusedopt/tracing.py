@@ -248,7 +248,12 @@ def _trace(rule: Rule) -> Traced:
     hidden = [
         Unavailable(f"{trace.what} reads the hyperparameter {name}", truths.get(name)) for name in cls.number_names()
     ]
-    p, new = rule.with_numbers(hidden).update(p, g, s, c)
+    returned = rule.with_numbers(hidden).update(p, g, s, c)
+    if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], Values):
+        raise TracingError(
+            f"{trace.what} must return the new parameter and Values(state=...), got {type(returned).__name__}."
+        )
+    p, new = returned
     if set(vars(new)) != set(states):
         raise TracingError(
             f"{trace.what} must return exactly its states ({', '.join(states) or 'none'}) for {title}, "

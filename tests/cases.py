@@ -78,9 +78,10 @@ class Case:
 
     def valid(self) -> list[Options]:
         """The combinations that torch accepts."""
-        return [options for options in self.combinations() if self._accepted(options)]
+        return [options for options in self.combinations() if self.accepts(options)]
 
-    def _accepted(self, options: Options) -> bool:
+    def accepts(self, options: Options) -> bool:
+        """Whether torch does."""
         try:
             self.reference([torch.zeros(1)], **options)
         except ValueError:
@@ -142,9 +143,7 @@ CASES = (
         golden=(
             Golden({"lr": 0.01}, (0.980755515435, -1.99649102642, 0.480756493956, 0.243611864117)),
             Golden({"lr": 0.01}, (0.943021498125, -2.00919026919, 0.474676242052, 0.210683114225), steps=9),
-            Golden(
-                {"lr": 0.01, "weight_decay": 0.1}, (0.972827847297, -1.98289417491, 0.479607481305, 0.223367064869)
-            ),
+            Golden({"lr": 0.01, "weight_decay": 0.1}, (0.972827847297, -1.98289417491, 0.479607481305, 0.223367064869)),
             Golden({"lr": 0.01, "eps": 1e-3}, (0.980937158196, -1.99651831909, 0.480821160055, 0.243622903938)),
             Golden(
                 {"lr": 0.01, "betas": (0.9, 0.5), "amsgrad": True},
@@ -161,9 +160,7 @@ CASES = (
         first_move=_adam_first_move,
         coasts=lambda options: True,
         golden=(
-            Golden(
-                {"lr": 0.01, "weight_decay": 0.1}, (0.977781167803, -1.99051335338, 0.479287983455, 0.242862613867)
-            ),
+            Golden({"lr": 0.01, "weight_decay": 0.1}, (0.977781167803, -1.99051335338, 0.479287983455, 0.242862613867)),
         ),
     ),
 )
@@ -257,7 +254,7 @@ class Plain:
             states = Values(**{name: array.astype(real) for name, array in self.states.items()})
             gradient = gradient.astype(real)
             if grad_scale != 1:
-                gradient = gradient / real(grad_scale)
+                gradient = gradient / real(np.float32(grad_scale))  # as the kernel reads it
             parameter, new = self.rule.update(self.parameter.astype(real), gradient, states, constants)
             self.parameter = self._stored(parameter, dtype)
             self.states = {name: self._stored(getattr(new, name), dtype) for name in self.states}

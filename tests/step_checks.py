@@ -216,7 +216,7 @@ def check_misaligned(array: type[EmulatedArray], dtype: str = "float32", stream:
         session.check(array)
 
 
-# --- parts of the kernel alone ------------------------------------------------------------------------------------------------
+# --- parts of the kernel alone ----------------------------------------------------------------------------------------
 
 CONVERT = """
 #include "storage.cuh"

@@ -54,13 +54,16 @@ def assert_lean(code: MachineCode) -> None:
     assert code.registers <= REGISTERS
 
 
+def assert_good(code: MachineCode, rule: Rule, dtype: str, table_reads: int) -> None:
+    assert_lean(code)
+    assert_wide(code, rule, dtype, table_reads)
+
+
 def assert_wide(code: MachineCode, rule: Rule, dtype: str, table_reads: int) -> None:
     """One access a stream where all is aligned, and beside it those of single elements and of the tables, no more."""
     loads, stores = 2 + len(rule.kept_states), 1 + len(rule.kept_states)
     wide, single, lanes = {"float32": ("128", "32", 4), "float64": ("128", "64", 2)}.get(dtype, ("64", "16", 4))
-    expected = Counter(
-        {"LDG.64": table_reads, "LDG.32": 2, "STG.64": 1, "STG.32": 1}
-    )  # 1: a counter's value and ticket
+    expected = Counter({"LDG.64": table_reads, "LDG.32": 2, "STG.64": 1, "STG.32": 1})  # a counter's value and ticket
     expected += Counter({f"LDG.{wide}": loads, f"STG.{wide}": stores})
     expected += Counter({f"LDG.{single}": loads * lanes, f"STG.{single}": stores * lanes})
     found = Counter({name: n for name, n in code.memory.items() if name.startswith(("LDG", "STG"))})
@@ -75,8 +78,7 @@ def test_one_wide_access_a_stream_and_nothing_in_local_memory(rule, architecture
     assert 10 <= table_reads <= 20
     for dtype in DTYPES:
         code = compiled([rule], [dtype], architecture)
-        assert_lean(code)
-        assert_wide(code, rule, dtype, table_reads)
+        assert_good(code, rule, dtype, table_reads)
 
 
 @pytest.mark.slow
@@ -104,5 +106,4 @@ def test_worse_code_is_seen(file, old, new, seen):
     table_reads = compiled([rule], ["float32"], 90).memory["LDG.64"]
     code = compiled([rule], ["float32"], 90, (file, old, new))
     with pytest.raises(AssertionError, match=seen):
-        assert_lean(code)
-        assert_wide(code, rule, "float32", table_reads)
+        assert_good(code, rule, "float32", table_reads)

@@ -25,8 +25,11 @@ from hypothesis import strategies as st
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 import fusedopt
+from fusedopt import rules
 from fusedopt.backends.numpy import BLOCK
+from fusedopt.backends.schedule import schedule, uniform_conditions
 from fusedopt.rules import Rule, State, Values, hyperparameter
+from fusedopt.tracing import trace
 
 
 class Both:
@@ -125,6 +128,28 @@ def test_without_a_found_infinity_the_step_is_taken(case, found_inf):
         both.plains[0].update(extreme(17, "float32", step))
         both.optimizer.step(found_inf=found_inf)
     both.compare()
+
+
+@pytest.mark.parametrize("options", [{"grad_scale": 0.1}, {"grad_scale": 1e39}, {"found_inf": 1e-50}])
+def test_a_scale_is_the_same_number_on_every_device(device, options, request):
+    """A device keeps it in float32."""
+    if device.name != "numpy":
+        request.applymarker(pytest.mark.xfail(strict=True, reason="not yet"))
+    moved = []
+    for array, host in ((np.array, np.array), (device.array, device.host)):
+        parameter = fusedopt.Parameter(array(np.zeros(1)))
+        parameter.grad = array(np.ones(1))
+        fusedopt.SGD([parameter], lr=1.0).step(**options)
+        moved.append(host(parameter.data))
+    assert_same_bits(*moved)
+
+
+@pytest.mark.parametrize("shape", [(), pytest.param((1,), marks=pytest.mark.xfail(strict=True, reason="not yet"))])
+def test_scale_and_found_infinity_may_be_arrays_of_one(shape):
+    both = Both(fusedopt.SGD, ({"lr": 1.0}, [np.zeros(1, np.float32)]))
+    both.parameters[0].grad = np.ones(1, np.float32)
+    both.optimizer.step(grad_scale=np.full(shape, 2, np.float32), found_inf=np.zeros(shape, np.float32))
+    assert both.parameters[0].data == -0.5
 
 
 # --- distances
@@ -236,6 +261,46 @@ def test_halves_are_computed_in_float32_and_rounded_once(case, dtype):
     moved = case.first_move(np.float64(gradient), {"momentum": 0.0, **both.optimizer.defaults})
     expected = (1 + moved).astype(dtype)
     assert_same_bits(both.parameters[0].data, expected)
+
+
+# --- what is executed
+
+
+def calls(rule, dtype="float32"):
+    """Names of the functions that a step of the rule calls for each block, and how many scratch arrays it needs."""
+    traced = trace(rule)
+    scalars = vars(rule.in_float64().scalars(np.float64(2), Values()))
+    uniform = {"c.grad_scale": 1.0} | {f"c.{name}": float(value) for name, value in scalars.items()}
+    conditions = []
+    for number in uniform_conditions(traced.body):  # a comparison with a constant, or a value itself
+        statement = traced.body.statements[number]
+        operands = [traced.body.statements[operand] for operand in statement.operands] or [statement]
+        values = [uniform.get(operand.value, operand.value) for operand in operands]
+        conditions.append(bool(statement.operation(*values) if statement.operands else values[0]))
+    planned = schedule(traced, tuple(conditions), converted=dtype in ("float16", "bfloat16"))
+    return [instruction.function.__name__.strip("_") for instruction in planned.instructions], len(planned.scratch)
+
+
+def test_what_does_not_apply_is_not_computed():
+    assert calls(rules.SGD()) == (["multiply", "subtract"], 1)
+    assert calls(rules.SGD(weight_decay=0.1)) == (["multiply", "add", "multiply", "subtract"], 1)
+    adam, scratch = calls(rules.Adam())
+    assert sorted(adam) == sorted(["multiply"] * 6 + ["add"] * 3 + ["sqrt", "divide", "subtract"])
+    assert scratch <= 2
+
+
+@each_combination
+def test_no_result_is_copied_to_its_place(case, options):
+    """Each is computed there: a copy would be one more pass."""
+    functions, _ = calls(case.rule(**options))
+    assert "convert" not in functions
+
+
+@each_combination
+def test_halves_are_loaded_and_stored_once_each(case, options):
+    rule = case.rule(**options)
+    functions, _ = calls(rule, "float16")
+    assert functions.count("convert") == 2 + 1 + 2 * len(rule.kept_states)
 
 
 # --- memory
@@ -382,7 +447,8 @@ EXCHANGES = [
 @example(EXCHANGES, 1.0, 1.0, 3.0, ordinary, 0)
 @given(st.lists(bodies(), min_size=4, max_size=4), uniform, uniform, scales, some_values, st.integers(0, 1000))
 def test_random_rules_are_the_same_on_every_device(device, four_bodies, one, other, scale, values, seed):
-    options = [{"one": one, "other": other, "odd": odd, "high": high} for odd in (False, True) for high in (False, True)]
+    flags = [{"odd": odd, "high": high} for odd in (False, True) for high in (False, True)]
+    options = [{"one": one, "other": other, **some} for some in flags]
     arrays = [values(40, dtype, seed) for dtype in ("float32", "float64")]
     both = Both(optimizer_of(four_bodies), *((some, arrays) for some in options), array=device.array)
     for step in range(3):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fusedopt.backends.schedule import Schedule, schedule, uniform_conditions
-from fusedopt.backends.threads import on_all_threads
+from fusedopt.backends.threads import on_all_threads, thread_count
 from fusedopt.layout import ALIGNMENT, Span
 from fusedopt.rules import Values
 from fusedopt.tracing import CONSTANT, INPUT, WHERE, Traced, trace
@@ -104,6 +104,7 @@ class NumpyPlan:
     """Spans of NumPy arrays, ready to be updated."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
+        thread_count()  # a wrong FUSEDOPT_NUM_THREADS is refused before anything is done
         self.jobs = [_Job(span) for span in spans]
         self.pieces = [
             (number, first, min(first + BLOCK, span.stop - span.start))
@@ -118,7 +119,7 @@ class NumpyPlan:
     def step(self, grad_scale: Any, found_inf: Any) -> None:
         if found_inf is not None and float(found_inf) != 0:
             return
-        scale = 1.0 if grad_scale is None else float(grad_scale)
+        scale = 1.0 if grad_scale is None else float(np.float32(grad_scale))  # as the kernel reads it
         with np.errstate(all="ignore"):
             begun = [job.begin(scale) for job in self.jobs]
         pieces = iter(self.pieces)
