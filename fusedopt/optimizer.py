@@ -25,16 +25,21 @@ Loss = TypeVar("Loss")
 Self = TypeVar("Self", bound="Optimizer")
 
 
-def _check_scalar(name: str, value: Any) -> None:
-    """Raise TypeError unless the value is one number; on a device it must be what the kernel reads, a float32."""
-    if isinstance(value, numbers.Real):
-        return
-    allowed = "fiub" if device_of(value) == "cpu" else "f"
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    wrong = shape is None or value.size != 1 or getattr(dtype, "kind", "") not in allowed
-    if wrong or (allowed == "f" and dtype != "float32"):
-        got = type(value).__name__ if shape is None else f"an array of {dtype} and shape {shape}"
-        raise TypeError(f"{name} must be a number, or an array of one float32 on the parameters' device, got {got}.")
+def _scalar(name: str, value: Any) -> Any:
+    """A number of the host's as the float32 that the kernel reads, a device's as it is; TypeError for anything else."""
+    on_host = device_of(value) in ("None", "cpu")
+    if not isinstance(value, numbers.Real):
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        one = shape is not None and value.size == 1
+        if not one or not (np.dtype(dtype).kind in "fiub" if on_host else dtype == np.float32):
+            got = type(value).__name__ if shape is None else f"an array of {dtype} and shape {shape}"
+            raise TypeError(
+                f"{name} must be a number, or an array of one float32 on the parameters' device, got {got}."
+            )
+    if not on_host:
+        return value
+    with np.errstate(all="ignore"):
+        return np.float32(value.item() if hasattr(value, "item") else value)
 
 
 class Optimizer:
@@ -207,9 +212,10 @@ class Optimizer:
         Raises:
             TypeError: `grad_scale` or `found_inf` is something else.
         """
-        for name, scalar in (("grad_scale", grad_scale), ("found_inf", found_inf)):
-            if scalar is not None:
-                _check_scalar(name, scalar)
+        if grad_scale is not None:
+            grad_scale = _scalar("grad_scale", grad_scale)
+        if found_inf is not None:
+            found_inf = _scalar("found_inf", found_inf)
         value = self if closure is None else closure()
         if self.changes != self._seen:
             self._replan()

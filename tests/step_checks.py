@@ -142,7 +142,10 @@ ADAM = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}
 ONE = Session(fusedopt.Adam, ((ADAM, "float32"),), sizes=(0, 5, 129, CHUNK + 5))
 MIXED = Session(
     fusedopt.Adam,
-    tuple(({**ADAM, "amsgrad": dtype in ("float32", "bfloat16")}, dtype) for dtype in DTYPES),
+    tuple(
+        ({**ADAM, "lr": 0.01 * (1 + i), "amsgrad": dtype in ("float32", "bfloat16")}, dtype)
+        for i, dtype in enumerate(DTYPES)
+    ),
     sizes=(0, 1, 3, 3000, 0, 33),
     without=2,
 )
@@ -280,9 +283,10 @@ def check_large_offsets(array: type[EmulatedArray], dtype: str = "float32") -> N
     chosen = whole[np.isin(whole["first"], [0, 2**31, 2**32])]
     assert chosen["count"].tolist() == [CHUNK, CHUNK, 5]
     counters = np.zeros(2)
-    for first, count, _ in chosen:  # what lies just around the chunks has a gradient too, and must not move
+    gradients = [2.0, 4.0, 8.0]
+    for value, (first, count, _) in zip(gradients, chosen, strict=True):
         around = slice(max(0, int(first) - MARGIN), int(first) + int(count) + MARGIN)
-        parameter[around], gradient[around] = 4.0, 2.0
+        parameter[around], gradient[around] = 16.0, value  # what lies just around must not move
     span = np.zeros(1, span_dtype(1))
     span["parameter"], span["gradient"], span["state"] = (a.ctypes.data for a in (parameter, gradient, momentum))
     span["counter"], span["parameters"], span["chunks"] = counters.ctypes.data, 1, len(chosen)
@@ -292,12 +296,15 @@ def check_large_offsets(array: type[EmulatedArray], dtype: str = "float32") -> N
         arguments[name] = table.ctypes.data
     arguments["count"] = len(chosen)
     backend.surface.launch(kernel, 2, arguments)
-    for first, count, _ in chosen:
+    for value, (first, count, _) in zip(gradients, chosen, strict=True):
         first, end = int(first), int(first) + int(count)
-        for what, found, before, after in (("parameter", parameter, 4.0, 3.0), ("state", momentum, 0.0, 2.0)):
-            around = found[max(0, first - MARGIN) : end + MARGIN].astype(np.float64)
-            expected = np.full(len(around), before)
-            inside = min(first, MARGIN)
+        inside = min(first, MARGIN)
+        for what, found, before, after in (
+            ("parameter", parameter, 16.0, 16 - value / 2),
+            ("state", momentum, 0, value),
+        ):
+            around = found[first - inside : end + MARGIN].astype(np.float64)
+            expected = np.full(len(around), before, np.float64)
             expected[inside : inside + end - first] = after
             same(around, expected, f"{what} at {first}")
     assert counters.tolist() == [1.0, 0.0]

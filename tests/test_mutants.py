@@ -71,7 +71,7 @@ KILLED = {
     ],
     check_backward: [
         ("every chunk advances", KERNEL, "+ 1 == span.chunks;", "+ 1 <= span.chunks;"),
-        ("constants of another span", KERNEL, "if (entered) {  //", "if (entered && chunk.first == 0) {  //"),
+        ("constants of another span", KERNEL, "if (entered) {  //", "if (entered && chunk.span == 0) {  //"),
         ("no barrier after the constants", KERNEL, PREPARE + "    __syncthreads();", PREPARE),
         ("no barrier after the span", KERNEL, "[chunk.span];\n      __syncthreads();", "[chunk.span];"),
         ("no barrier after the chunk", KERNEL, "__syncthreads_or(last)", "last"),

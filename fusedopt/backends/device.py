@@ -150,7 +150,7 @@ class DevicePlan:
             return self._surface.pointer(value)
         if name not in self._scalars or self._scalars[name].dtype != np.uint8:
             self._scalars[name] = self._surface.zeros(4, np.dtype(np.uint8))
-        self._backend.uploads.upload(self._scalars[name], np.array([float(value)], np.float32))
+        self._backend.uploads.upload(self._scalars[name], np.array([value], np.float32))
         return self._surface.pointer(self._scalars[name])
 
 

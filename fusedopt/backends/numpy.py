@@ -119,7 +119,7 @@ class NumpyPlan:
     def step(self, grad_scale: Any, found_inf: Any) -> None:
         if found_inf is not None and float(found_inf) != 0:
             return
-        scale = 1.0 if grad_scale is None else float(np.float32(grad_scale))  # as the kernel reads it
+        scale = 1.0 if grad_scale is None else float(grad_scale)
         with np.errstate(all="ignore"):
             begun = [job.begin(scale) for job in self.jobs]
         pieces = iter(self.pieces)
