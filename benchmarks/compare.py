@@ -13,12 +13,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-import overhead
-from record import RESULTS, ROOT, circumstances, figure_table, write
-from timing import Figure, figure, interleaved, seconds
 
+import overhead
 from fusedopt.cli.contestants import OPTIMIZERS, contestants
 from fusedopt.cli.side_by_side import Contestant, warm_up
+from record import RESULTS, ROOT, circumstances, figure_table, write
+from timing import Figure, figure, interleaved, seconds
 
 # How many times as fast as each of them Adam's step has to be.
 SPEED_BARS = {

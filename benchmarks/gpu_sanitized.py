@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cupy
+
 import gpu_bits
 
 # Each array is an allocation of its own, so that an access beyond it is seen.

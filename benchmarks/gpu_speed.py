@@ -13,10 +13,10 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from timing import Figure, figure
 
 import fusedopt
 from fusedopt.backends import device
+from timing import Figure, figure
 
 OPTIONS: dict[str, dict[str, Any]] = {"Adam": {"lr": 1e-3}, "SGD": {"lr": 1e-3, "momentum": 0.9}}
 STATES = {"Adam": 2, "SGD": 1}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from timing import seconds
 
 import fusedopt
 from fusedopt.backends.device import DeviceBackend
+from timing import seconds
 
 
 class IdleSurface:

@@ -10,10 +10,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import compare
 import numpy as np
 import pytest
 
+import compare
 from fusedopt.cli.contestants import OPTIMIZERS
 from fusedopt.cli.side_by_side import Contestant
 

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, digest
-
 from fusedopt import rules
 from fusedopt.backends.device import kernel_texts
 from fusedopt.cuda_text import Variant, rule_text
 from fusedopt.tracing import trace
+from record import RESULTS, digest
 
 VERIFIED = RESULTS / "verified.json"
 GENERATED = "Adam, float32 (generated)"

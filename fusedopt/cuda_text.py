@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -89,14 +90,6 @@ def _struct(name: str, variant: Variant, hyperparameters: Sequence[str]) -> list
     targets = {c: f"c.{c} = real({{}});" for c in traced.constants}
     targets |= {a: f"next[{i}] = {{}};" for i, a in enumerate(traced.scalar_state) if a in traced.advanced}
     results = {s: f"s[{i}] = {{}};" for i, s in enumerate(traced.states)} | {"p": "p = {};"}
-    read = {str(statement.value).partition(".")[0] for statement in traced.prologue.statements}
-    prologue_arguments = [  # named where they are used: compilers warn of the others
-        "const double*" + " h" * ("h" in read),
-        "double" + " step" * ("step" in read),
-        "const double*" + " a" * ("a" in read),
-        "Constants& c",
-        "double*" + " next" * bool(traced.advanced),
-    ]
     return [
         f"// {variant.title}",
         f"struct {name} {{",
@@ -106,10 +99,10 @@ def _struct(name: str, variant: Variant, hyperparameters: Sequence[str]) -> list
         f"  typedef {STORED[variant.state]} State;",
         f"  static constexpr int states = {len(traced.states)};  // {', '.join(traced.states) or 'none'}",
         f"  struct Constants {{ real {', '.join((*traced.constants, 'grad_scale'))}; }};",
-        f"  static __device__ void scalars({', '.join(prologue_arguments)}) {{",
+        "  static __device__ void scalars(const double* h, double step, const double* a, Constants& c, double* next) {",
         *_lines(traced.prologue, prologue, targets, "double"),
         "  }",
-        f"  static __device__ void update(const Constants& c, real& p, real g, real*{' s' * bool(traced.states)}) {{",
+        "  static __device__ void update(const Constants& c, real& p, real g, real* s) {",
         *_lines(traced.body, body, results, "real"),
         "  }",
         "};",
@@ -131,7 +124,7 @@ def _lines(program: Program, names: Mapping[str, str], targets: Mapping[str, str
         if statement.operation == INPUT:
             texts[number] = names[statement.value]
         elif statement.operation == CONSTANT:
-            texts[number] = f"{kind}({statement.value!r})"
+            texts[number] = f"{kind}({_literal(statement.value)})"
         else:
             texts[number] = f"t{number}"
             expression = EXPRESSIONS[statement.operation].format(*(texts[o] for o in statement.operands))
@@ -139,3 +132,10 @@ def _lines(program: Program, names: Mapping[str, str], targets: Mapping[str, str
     # Results are written after all reads: an update may return one state in another's place.
     lines += [f"    const {kind} new_{name} = {texts[number]};" for name, number in program.results.items()]
     return lines + [f"    {targets[name].format(f'new_{name}')}" for name in program.results]
+
+
+def _literal(value: float) -> str:
+    """A constant to the bit; infinity and NaN have functions of their own, since C++ has no literals for them."""
+    if math.isnan(value):
+        return "not_a_number()"
+    return repr(value) if math.isfinite(value) else "-infinity()" if value < 0 else "infinity()"

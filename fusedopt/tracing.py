@@ -6,7 +6,7 @@ The statements have two consumers, `cuda_text` and `backends.numpy`. Nothing her
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -77,8 +77,8 @@ class Traced:
 class _Trace:
     """The statements so far; equal ones are one."""
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, what: str, elementwise: bool) -> None:
+        self.what, self.elementwise = what, elementwise
         self.statements: list[Statement] = []
         self._numbers: dict[Statement, int] = {}
 
@@ -131,7 +131,7 @@ class Symbol(NDArrayOperatorsMixin):
         if method != "__call__" or keywords:
             what = f"np.{ufunc.__name__}" + (f".{method}" if method != "__call__" else f" with {', '.join(keywords)}=")
             raise TracingError(f"{self.trace.what} uses {what}; operations are called plainly, and write nothing.")
-        if ufunc is np.square or (ufunc is np.power and inputs[1] == 2):
+        if ufunc is np.square or (ufunc is np.power and isinstance(inputs[1], (int, float)) and inputs[1] == 2):
             return self.trace.apply(np.multiply, inputs[0], inputs[0])
         if ufunc not in OPERATIONS:
             raise self._unknown(ufunc.__name__)
@@ -142,8 +142,10 @@ class Symbol(NDArrayOperatorsMixin):
             raise self._unknown(function.__name__)
         return self.trace.apply(WHERE, *arguments)
 
-    def traced_power(self, base: Any) -> Symbol:
-        return self.trace.apply(POWER, base, self)
+    def traced_power(self, base: Any, count: Any) -> Symbol:
+        if self.trace.elementwise:
+            raise TracingError(f"{self.trace.what} uses power; compute it in scalars, or multiply.")
+        return self.trace.apply(POWER, base, count)
 
     def _unknown(self, name: str) -> TracingError:
         instead = {
@@ -204,6 +206,19 @@ class Unavailable(NDArrayOperatorsMixin):
         return bool(self.truth)
 
 
+class _Inputs(Values):
+    """What a function of a rule is given by name."""
+
+    __slots__ = ("_of",)
+
+    def __init__(self, trace: _Trace, of: str, names: Iterable[str], uniform: bool) -> None:
+        super().__init__(**{name: trace.input(f"{of}.{name}", uniform) for name in names})
+        self._of = f"{trace.what} reads {of}.%s; {of} has %s."
+
+    def __getattr__(self, name: str) -> Any:
+        raise TracingError(self._of % (name, ", ".join(vars(self)) or "nothing"))
+
+
 _traced: dict[tuple[type[Rule], tuple[tuple[str, bool], ...]], Traced] = {}
 
 
@@ -224,27 +239,28 @@ def _trace(rule: Rule) -> Traced:
     cls, truths = type(rule), dict(rule.flags)
     title = f"{cls.__name__}({', '.join(f'{name}={value}' for name, value in rule.flags)})"
 
-    trace = _Trace(f"{cls.__name__}.scalars")
+    trace = _Trace(f"{cls.__name__}.scalars", elementwise=False)
     numbers: dict[str, Any] = {}
     for name in cls.number_names():
         numbers[name] = trace.input(f"h.{name}", uniform=True)
         numbers[name].truth = truths.get(name)
-    a = Values(**{name: trace.input(f"a.{name}", uniform=True) for name in cls.scalar_state})
+    a = _Inputs(trace, "a", cls.scalar_state, uniform=True)
     scalars = rule.with_numbers(numbers.values()).scalars(trace.input("step", uniform=True), a)
     if not isinstance(scalars, Values):
         raise TracingError(f"{trace.what} must return Values(name=...), got {type(scalars).__name__}.")
+    if "grad_scale" in vars(scalars):
+        raise TracingError(f"{trace.what} returns grad_scale, the name of step's argument; choose another.")
     results = {name: trace.symbol(value).number for name, value in vars(scalars).items()}
     prologue = Program(tuple(trace.statements), results)
     advanced = tuple(name for name in results if name in cls.scalar_state)
     constants = tuple(name for name in results if name not in cls.scalar_state)
 
-    trace = _Trace(f"{cls.__name__}.update")
+    trace = _Trace(f"{cls.__name__}.update", elementwise=True)
     p, g = trace.input("p", uniform=False), trace.input("g", uniform=False)
     scale = trace.input("c.grad_scale", uniform=True)
     g = trace.apply(WHERE, scale != 1, g / scale, g)
     states = rule.kept_states
-    s = Values(**{name: trace.input(f"s.{name}", uniform=False) for name in states})
-    c = Values(**{name: trace.input(f"c.{name}", uniform=True) for name in constants})
+    s, c = _Inputs(trace, "s", states, uniform=False), _Inputs(trace, "c", constants, uniform=True)
     hidden = [
         Unavailable(f"{trace.what} reads the hyperparameter {name}", truths.get(name)) for name in cls.number_names()
     ]

@@ -14,6 +14,17 @@ inline float magnitude(float x) { return std::fabs(x); }
 inline double magnitude(double x) { return std::fabs(x); }
 #endif
 
+// The bits of one type read as another; a union, since CUDA's intrinsics for it do not exist on the host.
+template <class To, class From> __device__ inline To same_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  union { From from; To to; } both;
+  both.from = from;
+  return both.to;
+}
+
+__device__ inline double infinity() { return same_bits<double>(0x7ff0000000000000ull); }
+__device__ inline double not_a_number() { return same_bits<double>(0x7ff8000000000000ull); }
+
 // base^count for a whole count, by squaring, as fusedopt.rules.power.
 __device__ inline double power(double base, double count) {
   double result = 1;

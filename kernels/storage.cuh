@@ -4,14 +4,6 @@
 struct Half { unsigned short bits; };
 struct BFloat16 { unsigned short bits; };
 
-// The bits of one type read as another; a union, since CUDA's intrinsics for it do not exist on the host.
-template <class To, class From> __device__ inline To same_bits(From from) {
-  static_assert(sizeof(To) == sizeof(From), "same size");
-  union { From from; To to; } both;
-  both.from = from;
-  return both.to;
-}
-
 __device__ inline void widen(float stored, float& value) { value = stored; }
 __device__ inline void widen(double stored, double& value) { value = stored; }
 __device__ inline void narrow(float value, float& stored) { stored = value; }
@@ -49,8 +41,6 @@ template <class T> __device__ inline T* global(T* pointer) {
 __device__ inline void prefetch(const void* pointer) {
 #ifdef __CUDACC__
   asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer));
-#else
-  (void)pointer;
 #endif
 }
 

@@ -263,3 +263,34 @@ class Plain:
         if not isinstance(value, (int, float)) or isinstance(value, np.generic):
             assert value.dtype == self.real, f"the rule computed in {value.dtype}"
         return np.broadcast_to(np.asarray(value, self.real), self.parameter.shape).astype(dtype)
+
+
+class Both:
+    """One optimizer with groups of (options, arrays), and beside it the plain rule of each of its parameters."""
+
+    def __init__(self, optimizer, *groups, array=np.array):
+        self.array = array
+        ours = [[fusedopt.Parameter(array(values)) for values in arrays] for _, arrays in groups]
+        self.parameters = [parameter for some in ours for parameter in some]
+        self.plains = [Plain(optimizer.rule(**options), values) for options, arrays in groups for values in arrays]
+        entries = zip(ours, groups, strict=True)
+        self.optimizer = optimizer([{"params": some, **options} for some, (options, _) in entries])
+
+    def step(self, gradients, grad_scale=None):
+        for parameter, plain, gradient in zip(self.parameters, self.plains, gradients, strict=True):
+            parameter.grad = self.array(gradient)
+            plain.update(gradient, 1.0 if grad_scale is None else grad_scale)
+        self.optimizer.step(grad_scale=grad_scale)
+
+    def replace_states(self, seed, values=extreme):
+        """Other values in all states, behind the optimizer's back."""
+        for parameter, plain in zip(self.parameters, self.plains, strict=True):
+            for number, (name, array) in enumerate(plain.states.items()):
+                array[...] = values(array.size, array.dtype.name, seed + number)
+                self.optimizer.state[parameter][name][...] = self.array(array)
+
+    def compare(self, host=np.array):
+        for parameter, plain in zip(self.parameters, self.plains, strict=True):
+            assert_same_bits(host(parameter.data), plain.parameter, f"parameter of {parameter.size}")
+            for name, array in plain.states.items():
+                assert_same_bits(host(self.optimizer.state[parameter][name]), array, f"{name} of {parameter.size}")

@@ -1,8 +1,10 @@
 """The devices that one test body runs on: NumPy, the emulated GPU, and CUDA where there is one."""
 
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,12 @@ from fusedopt.backends import Backend, backend_of, cuda
 
 # Tests say themselves where they run.
 os.environ.pop("FUSEDOPT_BACKEND", None)
+
+# A machine with a GPU may have numpy, cupy, torch and pytest alone: the tests that need more run on the others.
+HERE = Path(__file__).parent
+collect_ignore: list[str] = []
+if importlib.util.find_spec("hypothesis") is None:
+    collect_ignore += [path.name for path in sorted(HERE.glob("test_*.py")) if "from hypothesis" in path.read_text()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,4 +69,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_report_header() -> str:
-    return f"CUDA: {cuda.problem() or 'works here'}"
+    left_out = f"; left out without hypothesis: {', '.join(collect_ignore)}" if collect_ignore else ""
+    return f"CUDA: {cuda.problem() or 'works here'}{left_out}"

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from emulator.build import build, launch
 
+from emulator.build import build, launch
 from fusedopt.backends.device import DeviceBackend
 from fusedopt.backends.numpy import aligned_zeros
 

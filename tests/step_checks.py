@@ -16,10 +16,10 @@ from unittest import mock
 
 import ml_dtypes  # noqa: F401  # makes "bfloat16" a name that NumPy knows
 import numpy as np
-from emulated import EmulatedArray
-from emulator.build import build, launch
 
 import fusedopt
+from emulated import EmulatedArray
+from emulator.build import build, launch
 from fusedopt.backends import device
 from fusedopt.backends.device import CHUNK, LAUNCH, Uploads, kernel_texts, span_dtype
 from fusedopt.cuda_text import Variant, rule_text

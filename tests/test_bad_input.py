@@ -10,15 +10,15 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import fusedopt
 import numpy as np
 import pytest
 import torch
+
+import fusedopt
+from cases import CASES, assert_same_bits, each_case, ordinary
 from fusedopt import SGD, Adam, AdamW, Optimizer, Parameter
 from fusedopt.backends import cuda
 from fusedopt.rules import Rule, Values, hyperparameter
-
-from cases import CASES, assert_same_bits, each_case, ordinary
 from test_state_dict import contents
 
 Error = type[Exception] | tuple[type[Exception], ...]

@@ -25,9 +25,8 @@ import overhead
 import prove_on_gpu
 import record
 import verified
-from timing import Figure, figure, interleaved
-
 from fusedopt import compiler
+from timing import Figure, figure, interleaved
 
 
 class IdleGpu:

@@ -11,9 +11,9 @@ import textwrap
 import types
 from pathlib import Path
 
-import machine_code
 import pytest
 
+import machine_code
 from fusedopt import compiler
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")

@@ -6,9 +6,16 @@ from unittest import mock
 
 import numpy as np
 import pytest
+
+import fusedopt
 from cases import DTYPES, SIZES, each_case
 from emulated import EmulatedArray, new_device
 from emulator.build import Unavailable, build, compiler, run_sanitized, skip_or_fail
+from fusedopt.backends import device
+from fusedopt.backends.device import LAUNCH, kernel_texts, span_dtype
+from fusedopt.cuda_text import Variant, rule_text
+from fusedopt.layout import CHUNK as CHUNK_RECORD
+from fusedopt.tracing import trace
 from step_checks import (
     ADAM,
     COUNTING,
@@ -23,13 +30,6 @@ from step_checks import (
     check_uploads,
     same_results,
 )
-
-import fusedopt
-from fusedopt.backends import device
-from fusedopt.backends.device import LAUNCH, kernel_texts, span_dtype
-from fusedopt.cuda_text import Variant, rule_text
-from fusedopt.layout import CHUNK as CHUNK_RECORD
-from fusedopt.tracing import trace
 
 SCRIPT = Path(__file__).with_name("sanitized_steps.py")
 

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from emulator.build import BACKWARD, FORWARD, Unavailable, build, launch, run_sanitized, skip_or_fail
 
 BLOCKS, THREADS, SHUFFLED = 6, 64, 7

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import fusedopt
 import pytest
+
+import fusedopt
 
 PACKAGE = Path(fusedopt.__file__).parent
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fusedopt import Parameter, rules
-from fusedopt.backends.numpy import BACKEND
-from fusedopt.layout import ALIGNMENT, NO_HISTORY, Arena, Changes, chunks_of, offsets_of, spans_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cases import DTYPES
+from fusedopt import Parameter, rules
+from fusedopt.backends.numpy import BACKEND
+from fusedopt.layout import ALIGNMENT, NO_HISTORY, Arena, Changes, chunks_of, offsets_of, spans_of
 
 sizes = st.lists(st.integers(0, 300), min_size=1, max_size=12)
 

@@ -8,14 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
-from machine_code import MachineCode, missing, read
-from mutation import edit
 
 from fusedopt import compiler
 from fusedopt.backends.device import BLOCKS, THREADS, kernel_texts
 from fusedopt.cuda_text import Variant, rule_text
 from fusedopt.rules import SGD, Adam, AdamW, Rule
 from fusedopt.tracing import trace
+from machine_code import MachineCode, missing, read
+from mutation import edit
 
 ARCHITECTURES = (75, 80, 90, 100, 120)
 DTYPES = ("float32", "float64", "float16", "bfloat16")

@@ -7,9 +7,13 @@ from unittest import mock
 
 import numpy as np
 import pytest
+
 from emulated import new_device
 from emulator import build
 from emulator.build import Unavailable, compiler, run_sanitized, skip_or_fail
+from fusedopt.backends import device
+from fusedopt.backends.device import kernel_texts
+from fusedopt.layout import chunks_of
 from mutation import edit
 from step_checks import (
     check_backward,
@@ -21,10 +25,6 @@ from step_checks import (
     check_uploads,
     check_wide_blocks,
 )
-
-from fusedopt.backends import device
-from fusedopt.backends.device import kernel_texts
-from fusedopt.layout import chunks_of
 
 SCRIPT = Path(__file__).with_name("sanitized_steps.py")
 KERNEL, STORAGE, RULE = "fused_step.cu", "storage.cuh", "rule.cuh"

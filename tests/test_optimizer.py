@@ -7,17 +7,17 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import fusedopt
 import numpy as np
 import pytest
 import torch
-from fusedopt import SGD, Adam, AdamW, Optimizer, Parameter
-from fusedopt.layout import Span, spans_of
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+import fusedopt
 from cases import each_case, ordinary
+from fusedopt import SGD, Adam, AdamW, Optimizer, Parameter
+from fusedopt.layout import Span, spans_of
 from test_state_dict import bits
 
 

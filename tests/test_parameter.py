@@ -5,13 +5,13 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-import fusedopt
 import numpy as np
 import pytest
 import torch
-from fusedopt import Parameter
 
+import fusedopt
 from cases import DTYPES
+from fusedopt import Parameter
 
 VALUES = np.array([[1, -2, 3], [0.5, 0, -0.25]], np.float32)
 # The same values, seldom as they come from np.array: a gradient is often a transpose, data often a slice.

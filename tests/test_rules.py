@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+
 from cases import (
     GOLDEN_GRADIENTS,
     GOLDEN_PARAMETER,
@@ -18,7 +19,6 @@ from cases import (
     extreme,
     ordinary,
 )
-
 from fusedopt import rules
 
 

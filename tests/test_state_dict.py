@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import fusedopt
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from fusedopt import SGD, Adam, AdamW, Optimizer, Parameter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fusedopt
 from cases import CASES, DTYPES, each_case
+from fusedopt import SGD, Adam, AdamW, Optimizer, Parameter
 
 SHAPES = [(2, 3), (), (0, 4), (17,)]
 SETTINGS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {

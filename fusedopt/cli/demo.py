@@ -27,7 +27,7 @@ PROMPT = "The function is "
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--optimizer", choices=LEARNING_RATES, default="adamw", help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=2500, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1500, help="training steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches (default: %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="save the loss curve as a picture (needs matplotlib)")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps and small arrays: a few seconds")

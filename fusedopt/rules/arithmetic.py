@@ -12,8 +12,9 @@ def power(base: Any, count: Any) -> Any:
 
     libm's `pow` differs in the last bit from one processor to the next; ten squarings reach step 1,000.
     """
-    if hasattr(count, "traced_power"):
-        return count.traced_power(base)
+    for value in (base, count):
+        if hasattr(type(value), "traced_power"):
+            return value.traced_power(base, count)
     result, count = np.float64(1.0), int(count)
     while count:
         if count & 1:
@@ -34,4 +35,5 @@ def smaller(a: Any, b: Any) -> Any:
 
 def sign(x: Any) -> Any:
     """1, -1 or 0; 0 for NaN, as torch.sign. (np.sign keeps NaN.)"""
-    return np.where(x > 0, 1.0, np.where(x < 0, -1.0, 0.0))
+    one = x.dtype.type(1) if hasattr(type(x), "dtype") else 1.0  # of an array's type: Python's would give float64
+    return np.where(x > 0, one, np.where(x < 0, -one, 0 * one))

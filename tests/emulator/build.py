@@ -22,7 +22,8 @@ FORWARD, BACKWARD = 0, 1  # orders of threads and blocks; any larger number shuf
 FLAGS = [
     *("-std=c++20", "-O2", "-fPIC", "-pthread"),
     *("-ffp-contract=off", "-fno-strict-aliasing"),  # as the kernels are compiled for a GPU
-    *("-Wall", "-Wextra", "-Wno-unknown-pragmas"),
+    # A rule need not use all that it is given.
+    *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-parameter"),
 ]
 LINK_FLAGS = ["-shared", "-Wl,-Bsymbolic"]  # glibc exports names such as `step`, which would win over the kernel's
 SANITIZERS = {

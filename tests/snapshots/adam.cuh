@@ -12,7 +12,7 @@ struct Variant0 {
   typedef float State;
   static constexpr int states = 2;  // exp_avg, exp_avg_sq
   struct Constants { real beta1, rest1, beta2, rest2, step_size, eps, decay, grad_scale; };
-  static __device__ void scalars(const double* h, double step, const double*, Constants& c, double*) {
+  static __device__ void scalars(const double* h, double step, const double* a, Constants& c, double* next) {
     const double t6 = power(h[2], step);
     const double t8 = double(1.0) - t6;
     const double t9 = square_root(t8);
@@ -75,7 +75,7 @@ struct Variant1 {
   typedef double State;
   static constexpr int states = 2;  // exp_avg, exp_avg_sq
   struct Constants { real beta1, rest1, beta2, rest2, step_size, eps, decay, grad_scale; };
-  static __device__ void scalars(const double* h, double step, const double*, Constants& c, double*) {
+  static __device__ void scalars(const double* h, double step, const double* a, Constants& c, double* next) {
     const double t6 = power(h[2], step);
     const double t8 = double(1.0) - t6;
     const double t9 = square_root(t8);
@@ -138,7 +138,7 @@ struct Variant2 {
   typedef BFloat16 State;
   static constexpr int states = 2;  // exp_avg, exp_avg_sq
   struct Constants { real beta1, rest1, beta2, rest2, step_size, eps, decay, grad_scale; };
-  static __device__ void scalars(const double* h, double step, const double*, Constants& c, double*) {
+  static __device__ void scalars(const double* h, double step, const double* a, Constants& c, double* next) {
     const double t6 = power(h[2], step);
     const double t8 = double(1.0) - t6;
     const double t9 = square_root(t8);

@@ -12,7 +12,7 @@ struct Variant0 {
   typedef float State;
   static constexpr int states = 1;  // momentum_buffer
   struct Constants { real lr, weight_decay, momentum, rest, first, grad_scale; };
-  static __device__ void scalars(const double* h, double step, const double*, Constants& c, double*) {
+  static __device__ void scalars(const double* h, double step, const double* a, Constants& c, double* next) {
     const double t6 = double(1.0) - h[2];
     const bool t7 = step == double(1.0);
     const double new_lr = h[0];
