@@ -1,6 +1,8 @@
 // How elements are kept in memory: four at a time, widened to the type of the arithmetic when they are loaded.
 #pragma once
 
+#include "arithmetic.cuh"
+
 struct Half { unsigned short bits; };
 struct BFloat16 { unsigned short bits; };
 

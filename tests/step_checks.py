@@ -252,7 +252,7 @@ def check_conversions(array: type[EmulatedArray]) -> None:
     found = [np.zeros_like(array) for array in expected]
     pointers = [floats, found[0], found[1], len(floats), every, found[2], found[3]]
     arguments = np.array([x if isinstance(x, int) else x.ctypes.data for x in pointers], np.uint64)
-    texts = array.__fusedopt_backend__.surface.edit({"storage.cuh": kernel_texts()[1]["storage.cuh"]})
+    texts = array.__fusedopt_backend__.surface.edit(dict(kernel_texts()[1]))
     launch(build(CONVERT, texts), "convert", 1, 32, arguments.tobytes())
     for what, one, other in zip(("half", "bfloat16", "of half", "of bfloat16"), found, expected, strict=True):
         same(one, other, what)
