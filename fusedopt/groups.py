@@ -43,12 +43,7 @@ class Group(dict[str, Any]):
         """Take over loaded hyperparameters, and the keys that other libraries' state dicts have beside them."""
         self.rule = rule
         super().update({name: getattr(rule, name) for name in rule.options()} | dict(extras))
-        super().__setitem__("params", self.pop_params())
         self._changes.hyperparameters += 1
-
-    def pop_params(self) -> tuple[Parameter, ...]:
-        params: tuple[Parameter, ...] = super().pop("params")
-        return params
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         if key not in self:

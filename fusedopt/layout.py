@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -38,6 +40,9 @@ class Memory(Protocol):
     def host(self, array: Any) -> np.ndarray[Any, Any]:
         """A copy of an array on the host."""
 
+    def here(self) -> AbstractContextManager[Any]:
+        """Where operations on this memory's arrays belong: its device is current, and earlier launches come first."""
+
 
 class HasRule(Protocol):
     """A param group, as layouts and backends see it: its hyperparameters, as they are now."""
@@ -51,6 +56,13 @@ def device_of(array: Any) -> str:
     return f"cuda:{device.id}" if device is not None and hasattr(device, "id") else str(device)
 
 
+def on_device_of(array: Any) -> AbstractContextManager[Any]:
+    """A context in which an array's device is current: CuPy copies to the current one, wherever an array is."""
+    device: Any = getattr(array, "device", None)
+    context: AbstractContextManager[Any] = device if hasattr(device, "__enter__") else contextlib.nullcontext()
+    return context
+
+
 def offsets_of(sizes: Sequence[int], itemsize: int) -> tuple[list[int], int]:
     """Each tensor's first element in a flat buffer, and the buffer's length, both in elements."""
     unit = ALIGNMENT // itemsize
@@ -59,6 +71,39 @@ def offsets_of(sizes: Sequence[int], itemsize: int) -> tuple[list[int], int]:
         offsets.append(end)
         end += -(-size // unit) * unit
     return offsets, end
+
+
+class Presence:
+    """Which parameters of an arena have a gradient, and which are trained: all that a Parameter knows of its optimizer.
+
+    Attributes:
+        present: A byte a parameter: whether it has a gradient.
+        trainable: A byte a parameter: whether it requires one.
+    """
+
+    def __init__(self, count: int, changes: Changes) -> None:
+        self.present, self.trainable, self._changes = bytearray(count), bytearray(count), changes
+
+    def mark(self, index: int, present: bool) -> None:
+        """Note that a parameter has a gradient now, or none."""
+        self.present[index] = present
+        self._changes.gradients += 1
+
+    def train(self, index: int, trainable: bool) -> None:
+        """Note that a parameter is trained from now on, or not."""
+        self.trainable[index] = trainable
+        self._changes.gradients += 1
+
+    def clear(self) -> None:
+        """Note that no parameter has a gradient."""
+        self.present[:] = bytes(len(self.present))
+        self._changes.gradients += 1
+
+    @property
+    def stepping(self) -> bytes:
+        """A byte a parameter: whether the next step is for it."""
+        both = np.frombuffer(self.present, np.uint8) & np.frombuffer(self.trainable, np.uint8)
+        return both.tobytes()
 
 
 class Arena:
@@ -70,27 +115,26 @@ class Arena:
         data, gradients: Flat arrays; each parameter's `data` and `grad` are views of them.
         states: Flat arrays by name, made when a step first needs them.
         counters: float64 (parameters, 2 + scalar states): step, scalar state, and a place for the kernel's ticket.
-        present: A byte a parameter: whether it has a gradient.
-        trainable: A byte a parameter: whether it requires one.
+        presence: Which parameters have a gradient, and which are trained.
         cohorts: A number a parameter; equal numbers have had the same steps attempted, so their counters are equal.
     """
 
     def __init__(self, memory: Memory, group: HasRule, parameters: Sequence[Parameter], changes: Changes) -> None:
-        self.memory, self.group, self.parameters, self.changes = memory, group, tuple(parameters), changes
+        self.memory, self.group, self.parameters = memory, group, tuple(parameters)
         self.dtype = parameters[0].dtype
         self.sizes = [parameter.size for parameter in parameters]
         self.offsets, length = offsets_of(self.sizes, self.dtype.itemsize)
         self.data, self.gradients = memory.zeros(length, self.dtype), memory.zeros(length, self.dtype)
         self.states: dict[str, Any] = {}
         self.initial = np.array([0.0, *group.rule.scalar_state.values(), 0.0])
-        self.counters = memory.zeros(len(parameters) * len(self.initial), np.dtype(np.float64))
-        self.counters = self.counters.reshape(len(parameters), len(self.initial))
-        self.counters[...] = memory.asarray(self.initial)
-        self.present, self.trainable = bytearray(len(parameters)), bytearray(len(parameters))
+        self.counters = memory.asarray(np.tile(self.initial, (len(parameters), 1)))
+        self.presence = Presence(len(parameters), changes)
         self.cohorts = np.full(len(parameters), NO_HISTORY, np.int64)
-        self._newest_cohort = NO_HISTORY
-        for index, parameter in enumerate(parameters):
-            parameter.move_to(self, index, self.view(self.data, index), self.view(self.gradients, index))
+
+    def take_parameters(self) -> None:
+        """Move the parameters' values and gradients into the buffers."""
+        for index, parameter in enumerate(self.parameters):
+            parameter.move_to(self.presence, index, self.view(self.data, index), self.view(self.gradients, index))
 
     def view(self, buffer: Any, index: int) -> Any:
         """One parameter's part of a flat buffer, in its shape."""
@@ -103,34 +147,15 @@ class Arena:
             self.states[name] = self.memory.zeros(len(self.data), self.dtype)
         return self.states[name]
 
-    def mark(self, index: int, present: bool) -> None:
-        """Note that a parameter has a gradient now, or none."""
-        self.present[index] = present
-        self.changes.gradients += 1
-
-    def clear(self) -> None:
-        """Note that no parameter has a gradient."""
-        self.present[:] = bytes(len(self.present))
-        self.changes.gradients += 1
-
-    @property
-    def stepping(self) -> np.ndarray[Any, Any]:
-        """Which parameters the next step is for, as bool."""
-        return (np.frombuffer(self.present, np.uint8) & np.frombuffer(self.trainable, np.uint8)).astype(bool)
-
     def part_cohorts(self, stepping: np.ndarray[Any, Any]) -> None:
-        """Give those of a cohort that step a new number where the others do not: their histories part here."""
-        for cohort in np.unique(self.cohorts[stepping]):
-            members = self.cohorts == cohort
-            if cohort == NO_HISTORY or (members & ~stepping).any():
-                self._newest_cohort += 1
-                self.cohorts[members & stepping] = self._newest_cohort
+        """Number the cohorts of those that step afresh: from here on, the others of a cohort have another history."""
+        _, rank = np.unique(self.cohorts[stepping], return_inverse=True)
+        self.cohorts[stepping] = self.cohorts.max(initial=NO_HISTORY) + 1 + rank
 
     def join_cohorts(self, histories: Sequence[object]) -> None:
-        """Number the cohorts afresh by what each parameter's counter holds; None is no history."""
+        """Number the cohorts by what each parameter's counter holds; None is no history."""
         numbers: dict[object, int] = {None: NO_HISTORY}
         self.cohorts[:] = [numbers.setdefault(history, len(numbers)) for history in histories]
-        self._newest_cohort = len(numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,13 +187,13 @@ def spans_of(arena: Arena, stepping: np.ndarray[Any, Any]) -> list[Span]:
     ]
 
 
-CHUNK = np.dtype([("first", "u8"), ("count", "u4"), ("span", "u4")])
+CHUNK_RECORD = np.dtype([("first", "u8"), ("count", "u4"), ("span", "u4")])
 
 
 def chunks_of(counts: Sequence[int], chunk: int) -> np.ndarray[Any, Any]:
     """Spans of so many elements cut into pieces of at most `chunk`; an empty span has one empty piece."""
     pieces = np.maximum(1, -(-np.asarray(counts, np.int64) // chunk))
-    table = np.zeros(int(pieces.sum()), CHUNK)
+    table = np.zeros(int(pieces.sum()), CHUNK_RECORD)
     table["span"] = np.repeat(np.arange(len(counts)), pieces)
     place = np.arange(len(table)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     table["first"] = place * chunk

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import numbers
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar, overload
 
 import numpy as np
@@ -25,21 +25,26 @@ Loss = TypeVar("Loss")
 Self = TypeVar("Self", bound="Optimizer")
 
 
-def _scalar(name: str, value: Any) -> Any:
-    """A number of the host's as the float32 that the kernel reads, a device's as it is; TypeError for anything else."""
-    on_host = device_of(value) in ("None", "cpu")
+def _check_scalar(name: str, value: Any, devices: Iterable[str]) -> None:
+    """Raise TypeError unless the value is one number of the host's, or one float32 on the parameters' device."""
+    if isinstance(value, numbers.Real):
+        return
+    shape, dtype, device = getattr(value, "shape", None), getattr(value, "dtype", None), device_of(value)
+    kind = getattr(dtype, "kind", "")
+    right = kind in "fiub" if device == "cpu" else dtype == np.float32 and set(devices) == {device}
+    if shape is None or not kind or value.size != 1 or not right:
+        got = type(value).__name__ if shape is None else f"an array of {dtype} and shape {shape} on {device}"
+        raise TypeError(f"{name} must be a number or an array of one float32 on the parameters' device, got {got}.")
+
+
+def _scalar(value: Any) -> Any:
+    """A number of the host's as the float32 that the kernel reads; a device's as it is."""
     if not isinstance(value, numbers.Real):
-        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-        one = shape is not None and value.size == 1
-        if not one or not (np.dtype(dtype).kind in "fiub" if on_host else dtype == np.float32):
-            got = type(value).__name__ if shape is None else f"an array of {dtype} and shape {shape}"
-            raise TypeError(
-                f"{name} must be a number, or an array of one float32 on the parameters' device, got {got}."
-            )
-    if not on_host:
-        return value
+        if device_of(value) != "cpu":
+            return value
+        value = value.item()
     with np.errstate(all="ignore"):
-        return np.float32(value.item() if hasattr(value, "item") else value)
+        return np.float32(value)
 
 
 class Optimizer:
@@ -69,6 +74,8 @@ class Optimizer:
         super().__init_subclass__(**keywords)
         if rule is None:
             return
+        if "__dataclass_fields__" not in vars(rule):
+            raise TypeError(f"rule {rule.__name__} must be decorated with @dataclass(frozen=True).")
         cls.rule = rule
         options = inspect.signature(rule, eval_str=True)
         params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -82,26 +89,29 @@ class Optimizer:
     def __init__(self, params: Any, *args: Any, **options: Any) -> None:
         if not hasattr(type(self), "rule"):
             raise TypeError("Optimizer has no rule of its own; subclass it: class Mine(Optimizer, rule=MyRule).")
-        for name in list(options):
-            if name not in self.rule.options():
+        known = self.rule.options()
+        for name in options:
+            if name not in known:
                 raise TypeError(self.rule.unknown_option(name))
-            if not self.rule.options()[name].init:
-                changed_rule(self.rule(), {name: options.pop(name)})  # raises unless it is the value by definition
-        default = self.rule(*args, **options)
-        self._begin(default)
+        fixed = {name: options.pop(name) for name in list(options) if not known[name].init}
+        default = changed_rule(self.rule(*args, **options), fixed)
+        self.defaults: dict[str, Any] = {name: getattr(default, name) for name in known}
+        self._begin()
         self._add(groups_of(params))
 
-    def _begin(self, default: Rule) -> None:
-        self._default = default
-        self.defaults: dict[str, Any] = {name: getattr(default, name) for name in default.options()}
+    def _begin(self) -> None:
         self._groups: list[Group] = []
         self._arenas: list[list[Arena]] = []  # of each group
         self._backends: dict[str, Backend] = {}  # by device
         self.changes = Changes()
+        self._plans: list[Plan] = []
+        self._forget_plans()
+
+    def _forget_plans(self) -> None:
+        """Plan afresh at the next step."""
         self._seen = Changes(-1, -1)
         self._stepping: list[bytes] = []  # of each arena, as planned
         self._traced: list[Traced] = []  # of each group, as planned
-        self._plans: list[Plan] = []
 
     # --- groups and parameters
 
@@ -120,10 +130,35 @@ class Optimizer:
         self._add(groups_of(param_group))
 
     def _add(self, entries: list[dict[str, Any]]) -> None:
-        """Check all of the new groups, then take them."""
-        taken = {id(p) for p in self.parameters()}
-        rules, backends = [], []
-        defaults = {key: value for key, value in self.defaults.items() if key in self.rule.options()}
+        """Check all of the new groups and make their buffers; then take their parameters."""
+        backends, added = dict(self._backends), []
+        for entry, rule in zip(entries, self._checked_rules(entries)):
+            extras = {"param_names": entry["param_names"]} if "param_names" in entry else {}
+            group = Group(rule, tuple(entry["params"]), self.changes, extras)
+            members: dict[tuple[str, str], list[Parameter]] = {}
+            for parameter in group["params"]:
+                backend = backend_of(parameter.data)
+                backends[backend.device] = backend
+                members.setdefault((backend.device, parameter.dtype.name), []).append(parameter)
+            arenas = [Arena(backends[device], group, some, self.changes) for (device, _), some in members.items()]
+            added.append((group, arenas))
+        for group, arenas in added:
+            for name, parameter in zip(group.get("param_names", ()), group["params"]):
+                parameter.name = parameter.name or name
+            for arena in arenas:
+                with arena.memory.here():
+                    arena.take_parameters()
+            for parameter in group["params"]:
+                parameter.owner = self
+            self._groups.append(group)
+            self._arenas.append(arenas)
+        self._backends = backends
+        self._forget_plans()
+
+    def _checked_rules(self, entries: list[dict[str, Any]]) -> list[Rule]:
+        """The rule of each new group, with its own options over the defaults."""
+        taken = {id(parameter) for parameter in self.parameters()}
+        rules: list[Rule] = []
         for number, entry in enumerate(entries, len(self._groups)):
             for parameter in entry["params"]:
                 if id(parameter) in taken:
@@ -134,32 +169,16 @@ class Optimizer:
                         f"Parameter of a copy of its data."
                     )
                 taken.add(id(parameter))
-            backends.append([backend_of(parameter.data) for parameter in entry["params"]])
             options = {key: value for key, value in entry.items() if key not in ("params", "param_names")}
             for key in options:
-                if key not in self.rule.options():
+                if key not in self.defaults:
                     raise KeyError(f"param group {number}: {self.rule.unknown_option(key)}")
             try:
-                rules.append(changed_rule(self._default, defaults | options))
+                rules.append(changed_rule(self.rule(), self.defaults | options))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"param group {number}: {error}") from None
             trace(rules[-1])
-        for entry, rule, of in zip(entries, rules, backends):
-            extras = {"param_names": entry["param_names"]} if "param_names" in entry else {}
-            for name, parameter in zip(extras.get("param_names", ()), entry["params"]):
-                parameter.name = parameter.name or name
-            group = Group(rule, tuple(entry["params"]), self.changes, extras)
-            members: dict[tuple[str, str], list[Parameter]] = {}
-            for parameter, backend in zip(entry["params"], of):
-                self._backends[backend.device] = backend
-                members.setdefault((backend.device, parameter.dtype.name), []).append(parameter)
-            self._groups.append(group)
-            self._arenas.append(
-                [Arena(self._backends[device], group, some, self.changes) for (device, _), some in members.items()]
-            )
-            for parameter in entry["params"]:
-                parameter.owner = self
-        self._forget_plans()
+        return rules
 
     def parameters(self) -> Iterator[Parameter]:
         """All parameters, group by group."""
@@ -179,9 +198,10 @@ class Optimizer:
         """
         for arena in self.arenas():
             if set_to_none:
-                arena.clear()
+                arena.presence.clear()
             else:
-                arena.gradients.view(np.uint8).fill(0)  # bytes: CuPy compiles no kernel for them, whatever the dtype
+                with arena.memory.here():
+                    arena.gradients.fill(0)
 
     def clear_grad(self: Self) -> Self:
         """Drop all gradients: `optimizer.step().clear_grad()`, as MegEngine has it."""
@@ -213,10 +233,12 @@ class Optimizer:
             TypeError: `grad_scale` or `found_inf` is something else.
         """
         if grad_scale is not None:
-            grad_scale = _scalar("grad_scale", grad_scale)
+            _check_scalar("grad_scale", grad_scale, self._backends)
         if found_inf is not None:
-            found_inf = _scalar("found_inf", found_inf)
-        value = self if closure is None else closure()
+            _check_scalar("found_inf", found_inf, self._backends)
+        value = self if closure is None else closure()  # which may write to both
+        grad_scale = None if grad_scale is None else _scalar(grad_scale)
+        found_inf = None if found_inf is None else _scalar(found_inf)
         if self.changes != self._seen:
             self._replan()
         for plan in self._plans:
@@ -229,7 +251,7 @@ class Optimizer:
         if changes.hyperparameters != seen.hyperparameters:
             traced = [trace(group.rule) for group in self._groups]
         if changes.gradients != seen.gradients:
-            stepping = [arena.stepping.tobytes() for arena in self.arenas()]
+            stepping = [arena.presence.stepping for arena in self.arenas()]
         if stepping != self._stepping or traced != self._traced:
             spans: dict[str, list[Any]] = {}
             before = [arena.cohorts.copy() for arena in self.arenas()]
@@ -289,17 +311,14 @@ class Optimizer:
         _state_dict.load_state_dict(state_dict, self._groups, self._arenas)
         self._forget_plans()
 
-    def _forget_plans(self) -> None:
-        self._seen, self._stepping, self._traced = Changes(-1, -1), [], []
-
     def __getstate__(self) -> dict[str, Any]:
         kept = {key: value for key, value in self.__dict__.items() if key not in _REBUILT}
         params = [list(group["params"]) for group in self._groups]
         return {"kept": kept, "params": params, "state_dict": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._begin(state["kept"]["_default"])
         self.__dict__.update(state["kept"])
+        self._begin()
         self._add([{"params": params} for params in state["params"]])
         self.load_state_dict(state["state_dict"])
 

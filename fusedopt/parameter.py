@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from fusedopt.layout import device_of
-
-if TYPE_CHECKING:
-    from fusedopt.layout import Arena
+from fusedopt.layout import Presence, device_of, on_device_of
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -31,7 +28,7 @@ class Parameter:
     Source: `torch.nn.Parameter`, MegEngine's `Parameter`.
     """
 
-    __slots__ = ("__weakref__", "_arena", "_data", "_grad", "_index", "_owner", "_requires_grad", "name")
+    __slots__ = ("__weakref__", "_data", "_grad", "_index", "_owner", "_presence", "_requires_grad", "name")
 
     def __init__(self, data: Any, name: str | None = None, requires_grad: bool = True) -> None:
         if isinstance(data, Parameter):
@@ -44,7 +41,7 @@ class Parameter:
                 f"({type(data).__name__})."
             )
         self._data, self.name, self._requires_grad = data, name, bool(requires_grad)
-        self._arena: Arena | None = None
+        self._presence: Presence | None = None
         self._index = -1
         self._owner: weakref.ref[Any] | None = None
         self._grad: Any = None  # before an optimizer takes the parameter: its own copy; after: the view of its buffer
@@ -59,8 +56,8 @@ class Parameter:
         if value is self._data:  # as after `data += x`, which has written in place
             return
         raise AttributeError(
-            f"the data of {self.described} cannot be replaced: it lies in an optimizer's buffer. Write into it: "
-            f"parameter.data[...] = value."
+            f"the data of {self.described} cannot be replaced; write into it: parameter.data[...] = value, or make a "
+            f"new Parameter."
         )
 
     @property
@@ -71,22 +68,20 @@ class Parameter:
             ValueError: Another shape or device.
             TypeError: Another dtype, or no array.
         """
-        if self._arena is not None and not self._arena.present[self._index]:
+        if self._presence is not None and not self._presence.present[self._index]:
             return None
         return self._grad
 
     @grad.setter
     def grad(self, value: Any) -> None:
-        arena = self._arena
         if value is not None and value is not self.grad:
             self._check_gradient(value)
-            if arena is None:
-                self._grad = self._data.copy()  # an array even where the gradient is a NumPy scalar
+            with on_device_of(self._data):
+                if self._grad is None:
+                    self._grad = self._data.copy()  # an array even where the gradient is a NumPy scalar
                 self._grad[...] = value
-                return
-            self._grad[...] = value
-        if arena is not None:
-            arena.mark(self._index, value is not None)
+        if self._presence is not None:
+            self._presence.mark(self._index, value is not None)
         elif value is None:
             self._grad = None
 
@@ -120,9 +115,8 @@ class Parameter:
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
         self._requires_grad = bool(value)
-        if self._arena is not None:
-            self._arena.trainable[self._index] = self._requires_grad
-            self._arena.changes.gradients += 1
+        if self._presence is not None:
+            self._presence.train(self._index, self._requires_grad)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -155,28 +149,24 @@ class Parameter:
     def owner(self, optimizer: Any) -> None:
         self._owner = weakref.ref(optimizer)
 
-    def move_to(self, arena: Arena, index: int, data: Any, gradient: Any) -> None:
-        """Copy values and gradient into an arena's views, and live there from now on. For optimizers."""
+    def move_to(self, presence: Presence, index: int, data: Any, gradient: Any) -> None:
+        """Copy values and gradient into an optimizer's buffers, and live there from now on. For optimizers."""
         had = self.grad
         data[...] = self._data
         if had is not None:
             gradient[...] = had
-        self._data, self._grad, self._arena, self._index = data, gradient, arena, index
-        arena.trainable[index] = self._requires_grad
-        arena.mark(index, had is not None)
+        self._data, self._grad, self._presence, self._index = data, gradient, presence, index
+        presence.train(index, self._requires_grad)
+        presence.mark(index, had is not None)
 
     def __repr__(self) -> str:
         name = f"name={self.name!r}, " if self.name else ""
         return f"Parameter({name}shape={self.shape}, dtype={self.dtype}, requires_grad={self.requires_grad})"
 
     def __getstate__(self) -> dict[str, Any]:
-        grad = self.grad
-        return {
-            "data": self._data.copy(),
-            "name": self.name,
-            "requires_grad": self._requires_grad,
-            "grad": None if grad is None else grad.copy(),
-        }
+        with on_device_of(self._data):
+            data, grad = self._data.copy(), None if self.grad is None else self.grad.copy()
+        return {"data": data, "name": self.name, "requires_grad": self._requires_grad, "grad": grad}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["data"], state["name"], state["requires_grad"])  # type: ignore[misc]  # a fresh parameter

@@ -27,10 +27,14 @@ class LiveState(Mapping[Parameter, dict[str, Any]]):
 
     def __getitem__(self, parameter: Parameter) -> dict[str, Any]:
         arena, index = self._places[parameter]
-        return _views(arena, index, arena.counters, arena.states) if arena.cohorts[index] != NO_HISTORY else {}
+        return _views(arena, index, arena.counters, arena.states) if parameter in self else {}
+
+    def __contains__(self, parameter: object) -> bool:
+        arena, index = self._places.get(parameter, (None, 0))  # type: ignore[call-overload]  # any object may be asked for
+        return arena is not None and bool(arena.cohorts[index] != NO_HISTORY)
 
     def __iter__(self) -> Iterator[Parameter]:
-        return (p for p, (arena, index) in self._places.items() if arena.cohorts[index] != NO_HISTORY)
+        return filter(self.__contains__, self._places)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -46,14 +50,16 @@ def _views(arena: Arena, index: int, counters: Any, states: Mapping[str, Any]) -
 
 def make_state(arena: Arena) -> None:
     """Allocate the state of all trainable parameters before their first step, as zeros."""
-    rule, trainable = arena.group.rule, np.frombuffer(arena.trainable, np.uint8).astype(bool)
+    rule = arena.group.rule
+    new = np.frombuffer(arena.presence.trainable, bool) & (arena.cohorts == NO_HISTORY)
     for name in rule.kept_states:
         arena.state(name)
-    arena.part_cohorts(trainable & (arena.cohorts == NO_HISTORY))
+    arena.part_cohorts(new)
     if rule.step_key is None and rule.kept_states:
         counters = arena.memory.host(arena.counters)
-        counters[trainable, 0] = np.maximum(counters[trainable, 0], 1)  # zeros are a state of age 1, not none
-        arena.counters[...] = arena.memory.asarray(counters)
+        counters[new, 0] = 1  # zeros are a state of age 1, not none
+        with arena.memory.here():
+            arena.counters[...] = arena.memory.asarray(counters)
 
 
 def state_dict(groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]) -> dict[str, Any]:
@@ -202,7 +208,8 @@ def _fill(arena: Arena, rule: Rule, loaded: Sequence[Mapping[str, Any] | None]) 
             for column, name in enumerate(rule.scalar_state, 1):
                 counters[index, column] = entry[name]
         histories.append(None if entry is None else counters[index].tobytes())
-    arena.counters[...] = arena.memory.asarray(counters)
+    with arena.memory.here():
+        arena.counters[...] = arena.memory.asarray(counters)
     arena.join_cohorts(histories)
     names = {name for entry in loaded if entry for name in entry if name in {s.name for s in rule.all_states()}}
     for name in sorted(names | set(arena.states), key=[s.name for s in rule.all_states()].index):
@@ -211,4 +218,5 @@ def _fill(arena: Arena, rule: Rule, loaded: Sequence[Mapping[str, Any] | None]) 
             if entry is not None and name in entry:
                 value = entry[name]
                 arena.view(host, index)[...] = value.get() if hasattr(value, "get") else value
-        arena.state(name)[...] = arena.memory.asarray(host)
+        with arena.memory.here():
+            arena.state(name)[...] = arena.memory.asarray(host)

@@ -145,6 +145,8 @@ class Symbol(NDArrayOperatorsMixin):
     def traced_power(self, base: Any, count: Any) -> Symbol:
         if self.trace.elementwise:
             raise TracingError(f"{self.trace.what} uses power; compute it in scalars, or multiply.")
+        if isinstance(count, (int, float)) and (count != int(count) or count < 0):
+            raise TracingError(f"{self.trace.what} uses power with a count of {count}; it must be whole, from 0.")
         return self.trace.apply(POWER, base, count)
 
     def _unknown(self, name: str) -> TracingError:
@@ -235,8 +237,22 @@ def trace(rule: Rule) -> Traced:
     return _traced[key]
 
 
+def _check_names(cls: type[Rule]) -> None:
+    """Raise TracingError unless each state and scalar state has a name of its own, and hangs on a flag that exists."""
+    names = [*(state.name for state in cls.all_states()), *cls.scalar_state]
+    for name in names:
+        if not name.isidentifier() or names.count(name) > 1 or name in ("p", "g", "grad_scale", cls.step_key):
+            raise TracingError(f"{cls.__name__}: a state is named {name!r}, which is taken or no name; choose another.")
+    for state in cls.all_states():
+        if state.when is not None and state.when not in cls.switches():
+            raise TracingError(
+                f"{cls.__name__}: state {state.name!r} depends on {state.when!r}, no flag or switch of the rule."
+            )
+
+
 def _trace(rule: Rule) -> Traced:
     cls, truths = type(rule), dict(rule.flags)
+    _check_names(cls)
     title = f"{cls.__name__}({', '.join(f'{name}={value}' for name, value in rule.flags)})"
 
     trace = _Trace(f"{cls.__name__}.scalars", elementwise=False)

@@ -6,6 +6,7 @@ corrupts the table. `EmulatedArray` is an array of it; fusedopt finds the backen
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -61,6 +62,9 @@ class EmulatedSurface:
     def host(self, array: Any) -> np.ndarray:
         self._carry_out()
         return np.array(array)
+
+    def here(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
 
     def pointer(self, array: Any) -> int:
         return array.ctypes.data

@@ -463,13 +463,13 @@ WRONG_SCALARS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("wrong", WRONG_SCALARS.values(), ids=WRONG_SCALARS)
 def test_a_wrong_scale_or_flag_is_refused_and_no_step_counted(device, name, wrong):
     optimizer = in_training(device, Adam)
-    with refused(optimizer, (TypeError, ValueError), f"{name} must be a number, or an array of one float32"):
+    with refused(optimizer, (TypeError, ValueError), f"{name} must be a number or an array of one float32"):
         optimizer.step(**{name: wrong(device.array)})
     some = parameter(device)
     first = Adam([some])
     some.grad = device.array(np.ones((2, 3), np.float32))
     with refused(
-        first, (TypeError, ValueError), f"{name} must be a number, or an array of one float32"
+        first, (TypeError, ValueError), f"{name} must be a number or an array of one float32"
     ):  # before the first step too
         first.step(**{name: wrong(device.array)})
 
@@ -480,7 +480,7 @@ def test_no_device_steps_where_a_flag_is_wrong_for_one():
     optimizer = Adam(parameters)
     for some in parameters:
         some.grad = np.ones(3, np.float32).view(type(some.data))
-    with refused(optimizer, TypeError, "found_inf must be a number, or an array of one float32"):
+    with refused(optimizer, TypeError, "found_inf must be a number or an array of one float32"):
         optimizer.step(found_inf=np.zeros((), np.float64).view(emulated.OtherArray))
 
 

@@ -14,7 +14,7 @@ from emulator.build import Unavailable, build, compiler, run_sanitized, skip_or_
 from fusedopt.backends import device
 from fusedopt.backends.device import LAUNCH, kernel_texts, span_dtype
 from fusedopt.cuda_text import Variant, rule_text
-from fusedopt.layout import CHUNK as CHUNK_RECORD
+from fusedopt.layout import CHUNK_RECORD
 from fusedopt.tracing import trace
 from step_checks import (
     ADAM,

@@ -19,7 +19,9 @@ sizes = st.lists(st.integers(0, 300), min_size=1, max_size=12)
 
 def arena_of(sizes: list[int], dtype: str = "float32") -> Arena:
     parameters = [Parameter(np.full(size, number, dtype)) for number, size in enumerate(sizes)]
-    return Arena(BACKEND, SimpleNamespace(rule=rules.Adam()), parameters, Changes())
+    arena = Arena(BACKEND, SimpleNamespace(rule=rules.Adam()), parameters, Changes())
+    arena.take_parameters()
+    return arena
 
 
 # --- offsets
@@ -51,6 +53,7 @@ def test_data_gradients_and_states_are_aligned_views_of_one_buffer_each(sizes, d
 def test_the_views_of_a_device_are_aligned(device):
     parameters = [Parameter(device.array(np.zeros(size, np.float32))) for size in (3, 0, 64, 65)]
     arena = Arena(device.backend, SimpleNamespace(rule=rules.Adam()), parameters, Changes())
+    arena.take_parameters()
     if device.name == "cuda":
         pointers = [parameter.data.data.ptr for parameter in parameters]
     else:
@@ -130,7 +133,7 @@ def test_stepping_is_having_a_gradient_and_requiring_one(session):
         for parameter, wanted in zip(arena.parameters, row):
             parameter.requires_grad = wanted or number % 2 == 0
             parameter.grad = np.zeros(parameter.shape, np.float32) if wanted or number % 2 == 1 else None
-        assert arena.stepping.tolist() == row
+        assert list(arena.presence.stepping) == row
 
 
 def test_a_thousand_tensors_are_one_span():

@@ -35,7 +35,9 @@ def give_gradients(device: Any, parameters: list[Parameter], seed: int = 0) -> N
 
 def spans(optimizer: Optimizer) -> list[Span]:
     """The spans of the last step."""
-    return [span for arena in optimizer.arenas() for span in spans_of(arena, arena.stepping)]
+    return [
+        span for arena in optimizer.arenas() for span in spans_of(arena, np.frombuffer(arena.presence.stepping, bool))
+    ]
 
 
 # --- construction

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -67,24 +68,26 @@ class CudaSurface:
         self._architecture = compiler.architecture_of(int(capability[:-1]), int(capability[-1]))
         self._last_stream: Any = None
 
-    def _stream(self) -> Any:
-        stream = self._cupy.cuda.get_current_stream()
-        last = self._last_stream
-        if last is not None and last.ptr != stream.ptr:
-            stream.wait_event(last.record())
-        self._last_stream = stream
-        return stream
+    @contextlib.contextmanager
+    def here(self) -> Iterator[Any]:
+        with self._device:
+            stream, last = self._cupy.cuda.get_current_stream(), self._last_stream
+            # A capture may not wait for work outside of it, and whoever captures has waited before.
+            if last is not None and last.ptr != stream.ptr and not stream.is_capturing():
+                stream.wait_event(last.record())
+            self._last_stream = stream
+            yield stream
 
     def zeros(self, count: int, dtype: np.dtype[Any]) -> Any:
-        with self._device:
+        with self.here():
             return self._cupy.zeros(count, dtype)
 
     def asarray(self, array: Any) -> Any:
-        with self._device:
+        with self.here():
             return self._cupy.asarray(array)
 
     def host(self, array: Any) -> np.ndarray[Any, Any]:
-        with self._device:
+        with self.here():
             copy: np.ndarray[Any, Any] = self._cupy.asnumpy(array)
             return copy
 
@@ -96,8 +99,7 @@ class CudaSurface:
             return np.frombuffer(self._cupy.cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
 
     def copy(self, to: Any, source: np.ndarray[Any, Any]) -> Any:
-        with self._device:
-            stream = self._stream()
+        with self.here() as stream:
             self._cupy.cuda.runtime.memcpyAsync(
                 to.data.ptr, source.ctypes.data, source.nbytes, self._cupy.cuda.runtime.memcpyHostToDevice, stream.ptr
             )
@@ -112,6 +114,5 @@ class CudaSurface:
             return self._cupy.RawModule(path=str(path)).get_function("fused_step")
 
     def launch(self, kernel: Any, blocks: int, arguments: np.ndarray[Any, Any]) -> None:
-        with self._device:
-            self._stream()
+        with self.here():
             kernel((blocks,), (self.threads,), (arguments,))

@@ -7,6 +7,7 @@ there is no GPU.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -70,20 +71,21 @@ class Uploads:
     def __init__(self, surface: Surface, buffers: int = 4) -> None:
         self._surface = surface
         self._buffers: list[tuple[Array, Any] | None] = [None] * buffers
-        self._next = 0
+        self._next, self._lock = 0, threading.Lock()  # optimizers of several threads share a device
 
     def upload(self, to: Any, table: Array) -> None:
         """Copy a host table into a device array of as many bytes, without waiting for the device."""
-        place, self._next = self._next, (self._next + 1) % len(self._buffers)
-        kept = self._buffers[place]
-        if kept is not None:
-            self._surface.wait(kept[1])
         source = table.reshape(-1).view(np.uint8)
-        if kept is None or len(kept[0]) < len(source):
-            kept = (self._surface.pinned(max(4096, 2 * len(source))), None)
-        pinned = kept[0]
-        pinned[: len(source)] = source
-        self._buffers[place] = (pinned, self._surface.copy(to, pinned[: len(source)]))
+        with self._lock:
+            kept = self._buffers[self._next]
+            if kept is not None:
+                self._surface.wait(kept[1])
+            if kept is None or len(kept[0]) < len(source):
+                kept = (self._surface.pinned(max(4096, 2 * len(source))), None)
+            pinned = kept[0]
+            pinned[: len(source)] = source
+            self._buffers[self._next] = (pinned, self._surface.copy(to, pinned[: len(source)]))
+            self._next = (self._next + 1) % len(self._buffers)
 
 
 class DevicePlan:
@@ -159,7 +161,7 @@ class DeviceBackend:
 
     def __init__(self, surface: Surface) -> None:
         self.surface, self.device = surface, surface.device
-        self.zeros, self.asarray, self.host = surface.zeros, surface.asarray, surface.host
+        self.zeros, self.asarray, self.host, self.here = surface.zeros, surface.asarray, surface.host, surface.here
         self.uploads = Uploads(surface)
         self._kernels: dict[str, Any] = {}
 

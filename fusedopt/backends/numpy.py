@@ -6,8 +6,10 @@ through memory once, as the fused kernel does.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -135,7 +137,7 @@ class NumpyPlan:
                     for function, arguments in plan.calls:
                         function(*arguments(slots))
 
-        on_all_threads(work, alone=len(self.pieces) <= 1)
+        on_all_threads(work, len(self.pieces))
         for job, (_, _, after) in zip(self.jobs, begun):
             for column, value in after.items():
                 job.counters[:, column] = value
@@ -154,6 +156,9 @@ class NumpyBackend:
 
     def host(self, array: Any) -> Array:
         return np.array(array)
+
+    def here(self) -> AbstractContextManager[Any]:
+        return contextlib.nullcontext()
 
     def plan(self, spans: Sequence[Span]) -> NumpyPlan:
         return NumpyPlan(spans)

@@ -130,11 +130,13 @@ class Rule:
     @property
     def flags(self) -> tuple[tuple[str, bool], ...]:
         """The flags, and whether each switch is on: what tells one kernel variant from another."""
-        return tuple(
-            (name, bool(getattr(self, name)))
-            for name, field in self.options().items()
-            if isinstance(field.default, bool) or field.metadata["switch"]
-        )
+        return tuple((name, bool(getattr(self, name))) for name in self.switches())
+
+    @classmethod
+    def switches(cls) -> tuple[str, ...]:
+        """Names of the flags, and of the numbers that are switches too."""
+        options = cls.options().items()
+        return tuple(name for name, field in options if isinstance(field.default, bool) or field.metadata["switch"])
 
     @classmethod
     def number_names(cls) -> tuple[str, ...]:
@@ -190,8 +192,6 @@ def _numbers(options: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 def _checked(rule: str, field: dataclasses.Field[Any], value: Any) -> Any:
     """The value as bool, float or tuple of floats, or an error that names it."""
     default = field.default
-    if not field.init and value != default:
-        raise ValueError(f"{rule}: {field.name} is {default} by definition, got {value!r}; leave it out.")
     if isinstance(default, bool):
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{rule}: {field.name} is a flag, True or False, got {value!r}.")
