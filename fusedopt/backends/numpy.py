@@ -41,7 +41,8 @@ class _Job:
         self.refresh()
 
     def refresh(self) -> None:
-        self.rule = self.span.arena.group.rule.in_float64()
+        rule = self.span.arena.group.rule
+        self.rule, self.counts = rule.in_float64(), rule.counts
 
     def begin(self, grad_scale: float) -> tuple[Schedule, list[Any], dict[int, float]]:
         """What the step needs to know of this span: its instructions, its uniform values, and its counters after."""
@@ -49,7 +50,7 @@ class _Job:
         step = row[0] + 1
         scalars = vars(self.rule.scalars(step, Values(**{name: row[1 + i] for i, name in enumerate(names)})))
         after = {1 + i: scalars[name] for i, name in enumerate(names) if name in scalars}
-        if self.rule.counts:
+        if self.counts:
             after[0] = step
         constants = np.array([*(scalars[name] for name in self.traced.constants), grad_scale], self.real)
         values = self.uniform.values(constants)

@@ -27,7 +27,7 @@ _getcpu = getattr(ctypes.CDLL(None), "sched_getcpu", None) if sys.platform == "l
 def on_all_threads(work: Callable[[], None], pieces: int) -> None:
     """Run `work`, which takes pieces from one iterator until there are none, on this thread and on the pool's."""
     global _pool, _pool_size
-    size = thread_count() - 1
+    size = thread_count() - 1 if pieces > 1 else 0
     helpers = min(size, pieces - 1)
     if helpers <= 0:
         return work()
