@@ -23,10 +23,11 @@ def speed_table() -> str:
     about, figures = record["about"], {row["name"]: row for row in record["figures"]}
     million = about["size"] // 2**20
     versions = about["versions"]
+    machine = f"{about['cpu']}, {about['cores']} cores, NumPy {versions['numpy']}, torch {versions['torch']}"
     lines = [
         f"On a CPU, {million} Mi float32 parameters, {about['threads']} threads, the contestants in turn with the same",
-        f"gradients, median of {about['rounds']} pairs ({about['cpu']}, {about['cores']} cores, NumPy {versions['numpy']},",
-        f"torch {versions['torch']}, {about['date'][:10]}):",
+        f"gradients, median of {about['rounds']} pairs",
+        f"({machine}, {about['date'][:10]}):",
         "",
         "| fusedopt's step against | SGD with momentum | Adam | AdamW |",
         "| --- | --- | --- | --- |",
@@ -40,9 +41,11 @@ def speed_table() -> str:
     seconds = figures["import fusedopt beyond import numpy"]["value"]
     lines += [
         "",
-        f"A step needs {extra:.1f} MiB beside the model, {python:.0f} µs of Python for 1,000 tensors ({cuda:.1f} µs on the",
-        f"path to a GPU, launch apart), and `import fusedopt` {1000 * seconds:.0f} ms beyond NumPy's.",
-        "`benchmarks/README.md` says how all this is measured; `python benchmarks/compare.py` measures it on your machine.",
+        f"A step needs {extra:.1f} MiB beside the model, {python:.0f} µs of Python for 1,000 tensors",
+        f"({cuda:.1f} µs on the path to a GPU, launch apart), and `import fusedopt` {1000 * seconds:.0f} ms beyond",
+        "NumPy's.",
+        "`benchmarks/README.md` says how all this is measured;",
+        "`python benchmarks/compare.py` measures it on your machine.",
     ]
     return "\n".join(lines)
 

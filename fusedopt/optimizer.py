@@ -278,10 +278,10 @@ class Optimizer:
         return _state_dict.LiveState(self.arenas())
 
     def init_state(self: Self) -> Self:
-        """Make the state of all parameters now, as zeros, as MegEngine does, rather than at their first step.
+        """Make the state of all trainable parameters without a step now, as zeros, rather than at their first step.
 
-        A rule whose state starts from the gradient then starts from zeros: SGD's first gradient is dampened like the
-        others.
+        As MegEngine does. A rule whose state starts from the gradient then starts from zeros: SGD's first gradient is
+        dampened like the others.
         """
         for arena in self.arenas():
             _state_dict.make_state(arena)

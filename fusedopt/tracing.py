@@ -145,7 +145,7 @@ class Symbol(NDArrayOperatorsMixin):
     def traced_power(self, base: Any, count: Any) -> Symbol:
         if self.trace.elementwise:
             raise TracingError(f"{self.trace.what} uses power; compute it in scalars, or multiply.")
-        if isinstance(count, (int, float)) and (count != int(count) or count < 0):
+        if isinstance(count, (int, float)) and not (0 <= count < 2**63 and count == int(count)):
             raise TracingError(f"{self.trace.what} uses power with a count of {count}; it must be whole, from 0.")
         return self.trace.apply(POWER, base, count)
 

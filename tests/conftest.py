@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ os.environ.pop("FUSEDOPT_BACKEND", None)
 
 # A machine with a GPU may have numpy, cupy, torch and pytest alone: the tests that need more run on the others.
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "benchmarks"))
 collect_ignore: list[str] = []
 if importlib.util.find_spec("hypothesis") is None:
     collect_ignore += [path.name for path in sorted(HERE.glob("test_*.py")) if "from hypothesis" in path.read_text()]
@@ -70,4 +72,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_report_header() -> str:
     left_out = f"; left out without hypothesis: {', '.join(collect_ignore)}" if collect_ignore else ""
-    return f"CUDA: {cuda.problem() or 'works here'}{left_out}"
+    from verified import changed_since  # in benchmarks/
+
+    changed = ", ".join(changed_since()) or "none"
+    return (
+        f"CUDA: {cuda.problem() or 'works here'}{left_out}\nkernels changed since they were proven on a GPU: {changed}"
+    )

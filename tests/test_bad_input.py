@@ -7,8 +7,10 @@ import os
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -200,6 +202,46 @@ def test_an_optimizer_without_a_rule_is_refused(device):
             TypeError, match=r"has no rule of its own; subclass it: class Mine\(Optimizer, rule=MyRule\)"
         ):
             kind([parameter(device)])
+
+
+def test_a_rule_that_is_no_dataclass_is_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Decorated(Rule):
+        lr: float = hyperparameter(0.1, "[0, inf)")
+
+    class Plain(Decorated):  # whose own hyperparameters would be left out
+        momentum: float = hyperparameter(0.9, "[0, 1)")
+
+    with pytest.raises(TypeError, match=r"rule Plain must be decorated with @dataclass\(frozen=True\)\."):
+        type("Mine", (Optimizer,), {}, rule=Plain)
+
+
+@pytest.mark.parametrize("made", range(4))
+def test_where_memory_is_short_nothing_is_added(device, made):
+    """Each of two dtypes needs a buffer of data and one of gradients; so many are made, and the next one is not."""
+    optimizer, make = in_training(device, Adam), device.backend.zeros
+    arrays = [device.array(np.ones(3, dtype)) for dtype in ("float32", "float64")]
+    parameters = [Parameter(array) for array in arrays]
+    named = list(zip("ab", parameters, strict=True))
+    takes = (
+        lambda: Adam([{"params": [pair]} for pair in named]),
+        lambda: optimizer.add_param_group({"params": named}),
+    )
+    for take in takes:
+        room = iter(range(made))
+
+        def zeros(count: int, dtype: np.dtype, room: Iterator[int] = room) -> Any:
+            if next(room, None) is None:
+                raise MemoryError("no room")
+            return make(count, dtype)
+
+        with refused(optimizer, MemoryError, "no room"), mock.patch.object(device.backend, "zeros", zeros):
+            take()
+        assert next(room, None) is None
+        for some, array in zip(parameters, arrays, strict=True):
+            assert some.data is array
+            assert some.owner is some.name is None
+    SGD(parameters)
 
 
 # --- hyperparameters
@@ -484,6 +526,20 @@ def test_no_device_steps_where_a_flag_is_wrong_for_one():
         optimizer.step(found_inf=np.zeros((), np.float64).view(emulated.OtherArray))
 
 
+@pytest.mark.parametrize("name", ["grad_scale", "found_inf"])
+@pytest.mark.parametrize("places", [(0,), (0, 1), (None,), (None, 1)], ids=["one", "two", "host", "host and one"])
+def test_a_scale_or_flag_of_another_device_than_the_parameters_is_refused(name, places):
+    emulated = pytest.importorskip("emulated")
+    kinds = {None: np.ndarray, 0: emulated.EmulatedArray, 1: emulated.OtherArray}
+    parameters = [Parameter(np.ones(3, np.float32).view(kinds[place])) for place in places]
+    optimizer = Adam(parameters)
+    for some in parameters:
+        some.grad = np.ones(3, np.float32).view(type(some.data))
+    there = np.ones((), np.float32).view(emulated.OtherArray)
+    with refused(optimizer, TypeError, rf"{name} must be .* on the parameters' device, got .* on {there.device}"):
+        optimizer.step(**{name: there})
+
+
 def test_an_error_in_the_closure_comes_through(device):
     optimizer = in_training(device, Adam)
 
@@ -622,6 +678,66 @@ def test_cuda_is_refused_where_it_cannot_work_and_the_message_says_what_is_missi
         else "; (install|set|pip)"
     )
     assert all(re.search(cure, line) for line in lines)
+
+
+class CudaError(RuntimeError):
+    """CuPy's CUDARuntimeError."""
+
+
+def cupy_with(count: Any, nvrtc: Any) -> dict[str, Any]:
+    """Modules like CuPy's: what counts devices, and what gives NVRTC's version."""
+    cupy, libraries = types.ModuleType("cupy"), types.ModuleType("cupy_backends.cuda.libs")
+    cupy.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=count, CUDARuntimeError=CudaError))
+    libraries.nvrtc = types.SimpleNamespace(getVersion=nvrtc)
+    return {"cupy": cupy, "cupy_backends.cuda.libs": libraries}
+
+
+NO_CUDA: dict[str, tuple[dict[str, Any], str | None]] = {
+    "no CuPy": (
+        {"cupy": None},
+        r"CuPy cannot be imported \(.*\); pip install 'fusedopt\[cuda13\]' \(or fusedopt\[cuda12\]",
+    ),
+    "no device": (cupy_with(lambda: 0, None), "there is no CUDA device; set CUDA_VISIBLE_DEVICES or use FUSEDOPT_BACK"),
+    "no driver": (
+        cupy_with(mock.Mock(side_effect=CudaError("insufficient driver")), None),
+        r"no usable GPU or driver \(insufficient driver\); install NVIDIA's driver, or use FUSEDOPT_BACKEND=numpy\.",
+    ),
+    "no NVRTC": (
+        cupy_with(lambda: 1, mock.Mock(side_effect=RuntimeError("no libnvrtc.so"))),
+        r"NVRTC, .* cannot be loaded \(no libnvrtc\.so\).*pip install 'fusedopt\[cuda1[23]\]'",
+    ),
+    "nothing": (cupy_with(lambda: 1, lambda: (13, 0)), None),
+}
+
+
+@pytest.fixture
+def asked_afresh() -> Iterator[None]:
+    """cuda.problem() looks again, and once more after the test."""
+    cuda.problem.cache_clear()
+    yield
+    cuda.problem.cache_clear()
+
+
+@pytest.mark.usefixtures("asked_afresh")
+@pytest.mark.parametrize(("modules", "message"), NO_CUDA.values(), ids=NO_CUDA)
+def test_what_cuda_lacks_is_said_with_its_cure(monkeypatch, modules, message):
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    if message is None:
+        assert cuda.problem() is None
+    else:
+        assert re.search(message, cuda.problem())
+
+
+@pytest.mark.usefixtures("asked_afresh")
+@pytest.mark.parametrize("error", ["ImportError", "AttributeError", "OSError", "SystemError"])
+def test_a_cupy_that_breaks_as_it_is_imported_is_none(monkeypatch, tmp_path, error):
+    """A NumPy of another version, a library that does not load: what they raise is anybody's guess."""
+    (tmp_path / "cupy.py").write_text(f"raise {error}('broken')")
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cuda.problem().startswith("CuPy cannot be imported (broken); pip install 'fusedopt[cuda13]'")
+    assert fusedopt.array_module() is np
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5"])

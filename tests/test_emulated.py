@@ -1,6 +1,9 @@
 """The kernel's text on the host, through the whole stack, against NumPy: the same bits, whatever runs them and how."""
 
+import contextlib
 import ctypes
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -12,7 +15,7 @@ from cases import DTYPES, SIZES, each_case
 from emulated import EmulatedArray, new_device
 from emulator.build import Unavailable, build, compiler, run_sanitized, skip_or_fail
 from fusedopt.backends import device
-from fusedopt.backends.device import LAUNCH, kernel_texts, span_dtype
+from fusedopt.backends.device import LAUNCH, Uploads, kernel_texts, span_dtype
 from fusedopt.cuda_text import Variant, rule_text
 from fusedopt.layout import CHUNK_RECORD
 from fusedopt.tracing import trace
@@ -191,6 +194,56 @@ def test_records_lie_in_memory_as_the_kernel_s_structs(states, scalars):
 
 def test_a_pinned_buffer_is_not_written_before_its_copy_is_done(array):
     check_uploads(array)
+
+
+def test_uploads_of_several_threads_carry_their_own_bytes(array):
+    surface = array.__fusedopt_backend__.surface
+    uploads, copy = Uploads(surface), surface.copy
+
+    def slow_copy(to, source):
+        time.sleep(0.001)  # another thread's turn, between what it writes and its copy
+        return copy(to, source)
+
+    def send(number):
+        to = surface.zeros(100, np.dtype(np.uint8))
+        uploads.upload(to, np.full(100, number, np.uint8))
+        return to
+
+    surface.copy = slow_copy
+    with ThreadPoolExecutor(8) as pool:
+        sent = list(pool.map(send, range(100)))
+    for number, to in enumerate(sent):
+        np.testing.assert_array_equal(surface.host(to), np.full(100, number))
+
+
+def test_buffers_are_written_where_their_device_is_current():
+    """Beside launches: as an optimizer takes parameters, zeroes gradients, makes state and loads it."""
+    entered, written = [], []
+
+    class Written(EmulatedArray):
+        def __setitem__(self, key, value):
+            written.append(bool(entered))
+            super().__setitem__(key, value)
+
+        def fill(self, value):
+            written.append(bool(entered))
+            super().fill(value)
+
+    @contextlib.contextmanager
+    def here():
+        entered.append(True)
+        yield
+        entered.pop()
+
+    backend = new_device(here=here).__fusedopt_backend__
+    backend.surface.array_type = Written
+    Written.__fusedopt_backend__ = backend
+    parameter = fusedopt.Parameter(np.ones(3, np.float32).view(Written))
+    optimizer = fusedopt.SGD([parameter], momentum=0.5)
+    for change in (optimizer.init_state, lambda: optimizer.load_state_dict(optimizer.state_dict())):
+        change()
+    optimizer.zero_grad(set_to_none=False)
+    assert written == [True] * 5  # data; the age; the age and the momentum; the gradients
 
 
 def test_many_changes_of_tables_and_numbers_reach_the_kernel(array):

@@ -4,7 +4,10 @@ Random rules run on the other devices too.
 """
 
 import dataclasses
+import threading
+import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,8 @@ from cases import (
     ordinary,
 )
 from fusedopt import rules
+from fusedopt.backends import numpy as numpy_backend
+from fusedopt.backends import threads
 from fusedopt.backends.numpy import BLOCK
 from fusedopt.backends.schedule import schedule, uniform_conditions
 from fusedopt.rules import Rule, State, Values, hyperparameter
@@ -62,6 +67,68 @@ def test_the_number_of_threads_is_a_whole_number(text, monkeypatch):
     both = Both(fusedopt.SGD, ({}, [np.zeros(BLOCK + 1, np.float32)]))
     with pytest.raises(ValueError, match=f"FUSEDOPT_NUM_THREADS must be a whole number from 1, got '{text}'"):
         both.step([np.zeros(BLOCK + 1, np.float32)])
+
+
+@pytest.fixture
+def submissions(monkeypatch):
+    """The functions that the pool has been given; of 64 threads, its own."""
+    functions = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, function, *arguments):
+            functions.append(function)
+            return super().submit(function, *arguments)
+
+    monkeypatch.setenv("FUSEDOPT_NUM_THREADS", "64")
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(threads, "_pool", None)
+    monkeypatch.setattr(threads, "_pool_size", 0)
+    yield functions
+    threads._pool.shutdown()
+
+
+def test_no_more_threads_work_than_there_are_pieces(submissions):
+    both = Both(fusedopt.SGD, ({}, [ordinary(BLOCK + 1, "float32", 1)]))
+    for step in range(2):
+        both.step([ordinary(BLOCK + 1, "float32", 2 + step)])
+        assert len(submissions) == step + 1
+    both.compare()
+
+
+def test_an_interrupted_step_waits_for_its_helpers(submissions):
+    begun, done = threading.Event(), threading.Event()
+
+    def work():
+        if threading.current_thread() is threading.main_thread():
+            assert begun.wait(10)
+            raise KeyboardInterrupt
+        begun.set()
+        time.sleep(0.1)  # long enough to be caught at work
+        done.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.on_all_threads(work, 2)
+    assert done.is_set()
+    assert len(submissions) == 1
+
+
+def test_an_error_in_a_helper_is_the_steps(submissions, monkeypatch):
+    raised, scratch = threading.Event(), numpy_backend._scratch_slots
+
+    def failing_elsewhere(*arguments):
+        if threading.current_thread() is threading.main_thread():
+            assert raised.wait(10)  # so that the helper gets a piece
+            return scratch(*arguments)
+        raised.set()
+        raise MemoryError("in a helper")
+
+    optimizer = Both(fusedopt.Adam, ({}, [np.ones(BLOCK + 1, np.float32)])).optimizer
+    (parameter,) = optimizer.parameters()
+    parameter.grad = np.ones(BLOCK + 1, np.float32)
+    monkeypatch.setattr(numpy_backend, "_scratch_slots", failing_elsewhere)
+    with pytest.raises(MemoryError, match="in a helper"):
+        optimizer.step()
+    assert float(optimizer.state[parameter]["step"]) == 0
 
 
 @each_case

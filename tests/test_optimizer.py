@@ -5,6 +5,7 @@ import gc
 import pickle
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -238,6 +239,21 @@ def test_step_with_a_closure_calls_it_once_before_the_update_and_returns_its_val
     assert optimizer.step(lambda: None) is None
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_step_sees_what_its_closure_writes_into_scale_and_flag(device, on_device):
+    (parameter,) = make(device, 2)
+    optimizer = SGD(parameter, lr=1.0)
+    scale, flag = ((device.array if on_device else np.array)(np.ones(1, np.float32)) for _ in range(2))
+
+    def closure(divided_by: float, found: float) -> None:
+        parameter.grad = device.array(np.full(2, 4, np.float32))
+        scale[...], flag[...] = divided_by, found
+
+    for divided_by, found, expected in ((4, 0, 0), (2, 0, -2), (2, 1, -2), (1, 0, -6)):
+        optimizer.step(partial(closure, divided_by, found), grad_scale=scale, found_inf=flag)
+        np.testing.assert_array_equal(device.host(parameter.data), np.full(2, expected, np.float32))
+
+
 @each_case
 def test_a_parameter_without_gradient_is_left_alone(device, case):
     first, second, frozen = make(device, 5, 6, 7)
@@ -331,6 +347,20 @@ def test_state_is_live_views(device):
     before = device.host(parameters[1].data)
     optimizer.step()
     np.testing.assert_array_equal(device.host(parameters[1].data), before)
+
+
+def test_state_holds_a_parameter_from_its_first_step_on(device):
+    first, second, foreign = make(device, 2, 3, 4)
+    optimizer = SGD([first, second])  # without momentum: a step is not told by its arrays
+    for stepping in ([], [second], [first, second]):
+        give_gradients(device, stepping)
+        optimizer.step().clear_grad()
+        state = optimizer.state
+        assert [parameter in state for parameter in (first, second)] == [p in stepping for p in (first, second)]
+        assert (list(state), len(state)) == (stepping, len(stepping))
+        assert foreign not in state
+    with pytest.raises(KeyError):
+        state[foreign]
 
 
 # --- hyperparameters that change
@@ -639,16 +669,23 @@ def test_a_deleted_optimizer_frees_its_parameters_for_another(device):
         np.testing.assert_array_equal(device.host(parameter.data), expected)
 
 
-def test_a_deleted_optimizer_gives_its_memory_back():
-    parameter = Parameter(np.zeros(2, np.float32))
-    optimizer = SGD(parameter)
+def test_a_deleted_optimizer_gives_its_memory_back_without_the_garbage_collector(device):
+    parameters = make(device, 2, 3)
+    optimizer = Adam(parameters)
+    give_gradients(device, parameters)
+    optimizer.step()
     (arena,) = optimizer.arenas()
-    gone = weakref.ref(arena)
-    del optimizer, arena
-    another = SGD(parameter)
-    gc.collect()
-    assert gone() is None
-    assert parameter.owner is another
+    gone = [weakref.ref(thing) for thing in (optimizer, arena, arena.counters, *arena.states.values())]
+    before = [device.host(p.data) for p in parameters]
+    gc.disable()
+    try:
+        del optimizer, arena
+        assert [thing() for thing in gone] == [None] * 5
+    finally:
+        gc.enable()
+    assert bits([device.host(p.data) for p in parameters]) == bits(before)
+    another = SGD(parameters)
+    assert [parameter.owner for parameter in parameters] == [another, another]
 
 
 # --- launches and spans

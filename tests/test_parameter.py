@@ -227,6 +227,48 @@ def test_a_copy_is_the_same_and_free(device, taken, duplicate, with_gradient, dt
     assert parameter.owner is optimizer
 
 
+class FarDevice:
+    """Like CuPy's second one: not current, but inside of `with`."""
+
+    id, current = 1, False
+
+    def __enter__(self):
+        FarDevice.current = True
+
+    def __exit__(self, *_):
+        FarDevice.current = False
+
+
+class FarArray(np.ndarray):
+    """An array of it, which notes whether it is current when it is copied or written to."""
+
+    device, notes = FarDevice(), []
+
+    def copy(self, order="C"):
+        self.notes.append(("copied", self.device.current))
+        return super().copy(order)
+
+    def __setitem__(self, key, value):
+        self.notes.append(("written", self.device.current))
+        super().__setitem__(key, value)
+
+
+def test_a_free_parameter_is_copied_and_given_gradients_on_its_own_device():
+    far = VALUES.copy().view(FarArray)
+    parameter = Parameter(far)
+    assert parameter.data is far
+    FarArray.notes.clear()
+    parameter.grad = far
+    parameter.grad = far
+    assert FarArray.notes == [("copied", True), ("written", True), ("written", True)]
+    for duplicate in (copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))):
+        FarArray.notes.clear()
+        twin = duplicate(parameter)
+        assert FarArray.notes == [("copied", True), ("copied", True)]  # data and gradient
+        np.testing.assert_array_equal(twin.grad, VALUES)
+    assert not FarDevice.current
+
+
 def test_a_copy_of_a_transposed_parameter_has_its_values(device):
     parameter = Parameter(device.array(VALUES).T)
     np.testing.assert_array_equal(device.host(copy.deepcopy(parameter).data), VALUES.T)

@@ -164,6 +164,26 @@ def test_init_state_keeps_what_steps_have_made(device):
     assert contents(optimizer) == before
 
 
+def test_init_state_is_for_trainable_parameters_without_a_step(device):
+    """The others' buffers start from their first gradient, as in torch; also beside one that shared their history."""
+    stepped, parted, frozen, untouched = (Parameter(device.array(np.ones(2, np.float32))) for _ in range(4))
+    frozen.requires_grad = False
+    optimizer = SGD([stepped, parted, frozen, untouched], lr=0.5, dampening=0.75)
+    gradients(device, 0, [stepped, parted])
+    optimizer.step().clear_grad()
+    parted.requires_grad = False
+    optimizer.param_groups[0]["momentum"] = 0.5
+    optimizer.init_state()
+    assert bits(optimizer.state_dict()["state"]) == bits({3: {"momentum_buffer": np.zeros(2, np.float32)}})
+    assert frozen not in optimizer.state
+    for parameter in optimizer.parameters():
+        parameter.requires_grad = True
+        parameter.grad = device.array(np.ones(2, np.float32))
+    optimizer.step()
+    buffers = [float(optimizer.state[p]["momentum_buffer"][0]) for p in optimizer.parameters()]
+    assert buffers == [1, 1, 1, 0.25]
+
+
 def test_names_are_in_param_names(device):
     optimizer = SGD([("a", Parameter(device.array(np.zeros(1)))), ("b", Parameter(device.array(np.zeros(1))))])
     assert optimizer.state_dict()["param_groups"][0]["param_names"] == ["a", "b"]

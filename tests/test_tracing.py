@@ -235,6 +235,31 @@ def test_a_scalar_does_not_take_the_gradient_scales_name():
         trace(rule_with(lambda p, g, s, c: (p * c.grad_scale, s.m), lambda h, step, a: Values(grad_scale=h.lr))())
 
 
+@pytest.mark.parametrize("as_scalar", [False, True])
+@pytest.mark.parametrize("name", ["p", "g", "grad_scale", "count", "two words", ""])
+def test_a_state_does_not_take_a_name_that_is_taken(name, as_scalar):
+    mine = rule_with(state=() if as_scalar else (name,))
+    mine.step_key = "count"
+    mine.scalar_state = {name: 1.0} if as_scalar else {}
+    with pytest.raises(TracingError, match=f"^Mine: a state is named '{name}', which is taken or no name; choose"):
+        trace(mine())
+
+
+@pytest.mark.parametrize(("state", "scalar_state"), [(("m", State("m", when="fast")), {}), (("m",), {"m": 1.0})])
+def test_two_states_do_not_share_a_name(state, scalar_state):
+    mine = rule_with(state=state)
+    mine.scalar_state = scalar_state
+    with pytest.raises(TracingError, match=r"^Mine: a state is named 'm', which is taken"):
+        trace(mine())
+
+
+@pytest.mark.parametrize("when", ["typo", "lr"])  # lr is a number, and no switch
+def test_a_state_depends_on_a_flag_or_switch_that_there_is(when):
+    words = f"^Mine: state 'm' depends on '{when}', no flag or switch of the rule"
+    with pytest.raises(TracingError, match=words):
+        trace(rule_with(state=(State("m", when=when),))())
+
+
 # --- programs
 
 
@@ -332,6 +357,14 @@ def test_power_takes_whole_numbers_of_any_kind(kind):
 def test_power_takes_a_python_exponent_in_a_rule():
     mine = rule_with(lambda p, g, s, c: (p * c.cube, s.m), lambda h, step, a: Values(cube=power(h.lr, 3)))
     assert fusedopt_step(mine, np.ones(1), [1.0]) == 0.125
+
+
+@pytest.mark.parametrize("count", [0.5, -1, -2.0, np.float64(2.5)])
+def test_power_takes_no_fraction_and_nothing_negative(count):
+    with pytest.raises(ValueError, match=rf"^power takes a whole count from 0, got {count}\.$"):
+        power(np.float64(3), count)
+    with pytest.raises(TracingError, match=rf"^Mine.scalars uses power with a count of {count}; it must be whole"):
+        trace(rule_with(scalars=lambda h, step, a: Values(x=power(h.lr, count)))())
 
 
 def test_power_is_the_same_on_every_device(device):

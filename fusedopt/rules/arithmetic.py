@@ -15,7 +15,7 @@ def power(base: Any, count: Any) -> Any:
     for value in (base, count):
         if hasattr(type(value), "traced_power"):
             return value.traced_power(base, count)
-    if count != int(count) or count < 0:
+    if not (0 <= count < 2**63 and count == int(count)):
         raise ValueError(f"power takes a whole count from 0, got {count}.")
     result, count = np.float64(1.0), int(count)
     while count:
