@@ -72,10 +72,10 @@ class CudaSurface:
     def here(self) -> Iterator[Any]:
         with self._device:
             stream, last = self._cupy.cuda.get_current_stream(), self._last_stream
-            if last is not None and last.ptr != stream.ptr:
-                # A capture may not wait for work outside of it, nor others for a capture.
-                if not stream.is_capturing() and not last.is_capturing():
-                    stream.wait_event(last.record())
+            changed = last is not None and last.ptr != stream.ptr
+            # A capture may not wait for work outside of it, nor others for a capture.
+            if changed and not stream.is_capturing() and not last.is_capturing():
+                stream.wait_event(last.record())
             self._last_stream = stream
             yield stream
 
