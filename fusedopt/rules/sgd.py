@@ -52,6 +52,7 @@ class SGD(Rule):
         g = np.where(c.weight_decay != 0, g + c.weight_decay * p, g)
         if not self.momentum:
             return p - c.lr * g, Values()
-        momentum_buffer = np.where(c.first, g, c.momentum * s.momentum_buffer + c.rest * g)
+        added = np.where(c.rest != 1, c.rest * g, g)  # without dampening, one pass of five less on the CPU
+        momentum_buffer = np.where(c.first, g, c.momentum * s.momentum_buffer + added)
         direction = g + c.momentum * momentum_buffer if self.nesterov else momentum_buffer
         return p - c.lr * direction, Values(momentum_buffer=momentum_buffer)

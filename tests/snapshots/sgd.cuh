@@ -34,14 +34,16 @@ struct Variant0 {
     const real t15 = c.weight_decay * p;
     const real t16 = t6 + t15;
     const real t17 = t14 ? t16 : t6;
-    const real t18 = c.momentum * s[0];
+    const bool t18 = c.rest != real(1.0);
     const real t19 = c.rest * t17;
-    const real t20 = t18 + t19;
-    const real t21 = c.first ? t17 : t20;
-    const real t22 = c.lr * t21;
-    const real t23 = p - t22;
-    const real new_p = t23;
-    const real new_momentum_buffer = t21;
+    const real t20 = t18 ? t19 : t17;
+    const real t21 = c.momentum * s[0];
+    const real t22 = t21 + t20;
+    const real t23 = c.first ? t17 : t22;
+    const real t24 = c.lr * t23;
+    const real t25 = p - t24;
+    const real new_p = t25;
+    const real new_momentum_buffer = t23;
     p = new_p;
     s[0] = new_momentum_buffer;
   }
