@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--optimizer", choices=LEARNING_RATES, default="adamw", help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=1500, help="training steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches (default: %(default)s)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="save the loss curve as a picture (needs matplotlib)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="where to save the picture of the loss curve")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps and small arrays: a few seconds")
 
 
@@ -51,9 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
     losses, unequal = train(training, console)
     curve = text_curve(list(losses), list(losses.values()), ascii_only=console.options.ascii_only)
     console.print(Verbatim(f"\n{curve}\n"))
-    if arguments.plot:
-        save_picture(arguments.plot, list(losses), list(losses.values()), uniform)
-        console.print(f"The curve as a picture: {arguments.plot}\n", markup=False)
+    if find_spec("matplotlib"):
+        picture = arguments.plot or Path(tempfile.mkstemp(prefix="fusedopt-demo-", suffix=".png")[1])
+        save_picture(picture, list(losses), list(losses.values()), uniform)
+        console.print(f"The curve as a picture: {picture}\n", markup=False)
     _print_sample(console, training, "after training")
     agree = compare_with_naive(console, 1 << 18 if arguments.quick else 1 << 23)
     return 0 if agree and not unequal else 1

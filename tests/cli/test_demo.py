@@ -99,7 +99,6 @@ def test_differences_names_a_single_changed_bit() -> None:
 def test_a_quick_run_learns_and_prints_plain_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    pytest.importorskip("matplotlib")
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     assert demo.run(parsed("--quick", "--plot", str(tmp_path / "curve.png"))) == 0
     printed = capsys.readouterr().out
@@ -109,6 +108,18 @@ def test_a_quick_run_learns_and_prints_plain_lines(
     assert "are equal to the bit" in printed
     assert all(character == "\n" or character.isprintable() for character in printed), "no control characters"
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_a_place_named_the_picture_is_a_new_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(demo, "QUICK_STEPS", 2)
+    monkeypatch.setattr(demo, "compare_with_naive", lambda *_: True)
+    monkeypatch.setattr(demo.tempfile, "tempdir", str(tmp_path))
+    assert demo.run(parsed("--quick")) == 0
+    (picture,) = tmp_path.glob("fusedopt-demo-*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.name in capsys.readouterr().out.replace("\n", "")
 
 
 def test_a_step_that_disagrees_with_the_naive_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
