@@ -47,6 +47,23 @@ def _scalar(value: Any) -> Any:
         return np.float32(value)
 
 
+def _check_rule(rule: Any) -> None:
+    """Raise TypeError, with the cure, for what is no rule: the first mistakes in one of one's own."""
+    if not isinstance(rule, type) or not issubclass(rule, Rule):
+        what = f"an instance, {rule!r}" if isinstance(rule, Rule) else repr(rule)
+        raise TypeError(f"rule= takes a class derived from fusedopt.rules.Rule, got {what}.")
+    if "__dataclass_fields__" not in vars(rule):
+        raise TypeError(f"rule {rule.__name__} must be decorated with @dataclass(frozen=True).")
+    for name, field in rule.options().items():
+        if "doc" not in field.metadata:
+            raise TypeError(
+                f"rule {rule.__name__}: declare {name} with hyperparameter, as {name}: float = hyperparameter(0.1, "
+                f"'[0, inf)', 'what it is') or {name}: bool = hyperparameter(False, 'what it is')."
+            )
+    if isinstance(rule.state, str):
+        raise TypeError(f"rule {rule.__name__}: state must be a tuple of names, as ({rule.state!r},).")
+
+
 class Optimizer:
     """Base class of optimizers. An optimizer of one's own is a rule and a class of one line:
     `class Mine(fusedopt.Optimizer, rule=MyRule): pass`.
@@ -74,8 +91,7 @@ class Optimizer:
         super().__init_subclass__(**keywords)
         if rule is None:
             return
-        if "__dataclass_fields__" not in vars(rule):
-            raise TypeError(f"rule {rule.__name__} must be decorated with @dataclass(frozen=True).")
+        _check_rule(rule)
         cls.rule = rule
         options = inspect.signature(rule, eval_str=True)
         params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -98,6 +114,22 @@ class Optimizer:
         self.defaults: dict[str, Any] = {name: getattr(default, name) for name in known}
         self._begin()
         self._add(groups_of(params))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._check_attribute(name)
+        super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        self._check_attribute(name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
+
+    def _check_attribute(self, name: str) -> None:
+        """Raise AttributeError for a hyperparameter, which a param group has and the optimizer not."""
+        rule = getattr(type(self), "rule", None)
+        if rule is not None and name in rule.options():
+            raise AttributeError(
+                f"{type(self).__name__} has {name} in each param group: optimizer.param_groups[0][{name!r}]."
+            )
 
     def _begin(self) -> None:
         self._groups: list[Group] = []
@@ -230,8 +262,10 @@ class Optimizer:
             The closure's value; without one the optimizer itself.
 
         Raises:
-            TypeError: `grad_scale` or `found_inf` is something else.
+            TypeError: `grad_scale` or `found_inf` is something else; or the closure cannot be called.
         """
+        if closure is not None and not callable(closure):
+            raise TypeError(f"step takes a closure that computes the gradients, got {closure!r}.")
         if grad_scale is not None:
             _check_scalar("grad_scale", grad_scale, self._backends)
         if found_inf is not None:

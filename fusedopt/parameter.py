@@ -38,7 +38,7 @@ class Parameter:
             kind = f"an array of {data.dtype}" if hasattr(data, "dtype") else repr(data)[:60]
             raise TypeError(
                 f"Parameter: data must be a NumPy or CuPy array of {', '.join(DTYPES)}, got {kind} "
-                f"({type(data).__name__})."
+                f"({type(data).__name__}); convert it: np.asarray(data, 'float32'), or tensor.detach().numpy()."
             )
         self._data, self.name, self._requires_grad = data, name, bool(requires_grad)
         self._presence: Presence | None = None
@@ -89,7 +89,8 @@ class Parameter:
         data = self._data
         if not isinstance(getattr(value, "dtype", None), np.dtype) or not hasattr(value, "device"):
             raise TypeError(
-                f"{self.described} was given a gradient of type {type(value).__name__}; give an array like its data."
+                f"{self.described} was given a gradient of type {type(value).__name__}; give an array like its data, "
+                f"as np.asarray(gradient, {data.dtype.name!r})."
             )
         if device_of(value) != device_of(data):
             raise ValueError(

@@ -111,7 +111,11 @@ def _checked_groups(
 ) -> tuple[list[Rule], list[dict[str, Any]], list[Any]]:
     """The rules with the saved hyperparameters, the keys beside them, and the saved id of each parameter in order."""
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):
-        raise ValueError("a state dict has the keys 'state' and 'param_groups'; give what state_dict() returned.")
+        keys = ", ".join(map(repr, saved)) if isinstance(saved, Mapping) else type(saved).__name__
+        raise ValueError(
+            f"a state dict has the keys 'state' and 'param_groups', got {keys or 'none'}; "
+            f"give what state_dict() returned."
+        )
     theirs = list(saved["param_groups"])
     if len(theirs) != len(groups):
         raise ValueError(

@@ -130,7 +130,8 @@ class Symbol(NDArrayOperatorsMixin):
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **keywords: Any) -> Symbol:
         if method != "__call__" or keywords:
             what = f"np.{ufunc.__name__}" + (f".{method}" if method != "__call__" else f" with {', '.join(keywords)}=")
-            raise TracingError(f"{self.trace.what} uses {what}; operations are called plainly, and write nothing.")
+            cure = "operations are called plainly, and write nothing: p = p - x, not p -= x"
+            raise TracingError(f"{self.trace.what} uses {what}; {cure}.")
         if ufunc is np.square or (ufunc is np.power and isinstance(inputs[1], (int, float)) and inputs[1] == 2):
             return self.trace.apply(np.multiply, inputs[0], inputs[0])
         if ufunc not in OPERATIONS:
@@ -154,7 +155,8 @@ class Symbol(NDArrayOperatorsMixin):
             "maximum": " Use fusedopt.rules.larger.",
             "minimum": " Use fusedopt.rules.smaller.",
             "sign": " Use fusedopt.rules.sign.",
-            "power": " Use fusedopt.rules.power in scalars, or multiply.",
+            "power": " Use fusedopt.rules.power in scalars, or multiply; a root is np.sqrt.",
+            "clip": " Use fusedopt.rules.larger and smaller.",
             "float_power": " Use fusedopt.rules.power in scalars.",
         }.get(name, "")
         names = ", ".join(sorted(f"np.{u.__name__}" for u in OPERATIONS))
@@ -172,7 +174,9 @@ class Symbol(NDArrayOperatorsMixin):
         return self.truth
 
     def __float__(self) -> float:
-        raise TracingError(f"{self.trace.what} turns a value into a Python number; keep to NumPy's operations.")
+        raise TracingError(
+            f"{self.trace.what} turns a value into a Python number; use NumPy's, as np.sqrt for math.sqrt."
+        )
 
     __int__ = __index__ = __float__
 
@@ -181,6 +185,9 @@ class Symbol(NDArrayOperatorsMixin):
 
     def __getitem__(self, _: object) -> Any:
         return self.__iter__()
+
+    def __setitem__(self, _: object, __: object) -> None:
+        raise TracingError(f"{self.trace.what} writes into a value; return the new one instead.")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # NumPy asks whether there is an __array_interface__, and the like
@@ -195,7 +202,8 @@ class Unavailable(NDArrayOperatorsMixin):
         self.what, self.truth = what, truth
 
     def refuse(self) -> Any:
-        raise TracingError(f"{self.what}; compute it in scalars and read it from c.")
+        cure = "compute it in scalars and read it from c, or declare it switch=True to branch on its being zero"
+        raise TracingError(f"{self.what}; {cure}.")
 
     def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
         self.refuse()
@@ -233,8 +241,19 @@ def trace(rule: Rule) -> Traced:
     """
     key = (type(rule), rule.flags)
     if key not in _traced:
-        _traced[key] = _trace(rule)
+        once, again = _trace(rule), _trace(rule)
+        if repr(once) != repr(again):
+            raise TracingError(
+                f"{type(rule).__name__} is not the same twice; it is run once and made into a kernel: it can neither "
+                f"draw random numbers nor count its calls."
+            )
+        _traced[key] = once
     return _traced[key]
+
+
+def _kinds(value: Any) -> str:
+    """Type names of what was returned."""
+    return f"({', '.join(type(v).__name__ for v in value)})" if isinstance(value, tuple) else type(value).__name__
 
 
 def _check_names(cls: type[Rule]) -> None:
@@ -282,9 +301,7 @@ def _trace(rule: Rule) -> Traced:
     ]
     returned = rule.with_numbers(hidden).update(p, g, s, c)
     if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], Values):
-        raise TracingError(
-            f"{trace.what} must return the new parameter and Values(state=...), got {type(returned).__name__}."
-        )
+        raise TracingError(f"{trace.what} must return the new parameter and Values(state=...), got {_kinds(returned)}.")
     p, new = returned
     if set(vars(new)) != set(states):
         raise TracingError(

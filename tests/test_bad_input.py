@@ -18,7 +18,7 @@ import torch
 
 import fusedopt
 from cases import CASES, assert_same_bits, each_case, ordinary
-from fusedopt import SGD, Adam, AdamW, Optimizer, Parameter
+from fusedopt import SGD, Adam, AdamW, Optimizer, Parameter, rules
 from fusedopt.backends import cuda
 from fusedopt.rules import Rule, Values, hyperparameter
 from test_state_dict import contents
@@ -754,3 +754,43 @@ def test_a_wrong_number_of_threads_is_refused_and_no_step_counted(monkeypatch, t
     monkeypatch.delenv("FUSEDOPT_NUM_THREADS")
     optimizer.step()
     assert float(optimizer.state[some]["step"]) == 1
+
+
+def test_a_hyperparameter_is_not_an_attribute_of_the_optimizer():
+    optimizer = Adam([Parameter(np.ones(3))], lr=0.5)
+    for touch in (lambda: setattr(optimizer, "lr", 5.0), lambda: optimizer.lr):
+        with pytest.raises(
+            AttributeError, match=r"Adam has lr in each param group: optimizer.param_groups\[0\]\['lr'\]"
+        ):
+            touch()
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert "lr" not in vars(optimizer)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = optimizer.nothing
+
+
+def test_a_number_is_no_closure():
+    with pytest.raises(TypeError, match=r"step takes a closure that computes the gradients, got 0\.1"):
+        Adam([Parameter(np.ones(3))]).step(0.1)
+
+
+def _rule(**members: Any) -> Any:
+    return dataclasses.dataclass(frozen=True)(type("Mine", (Rule,), members))
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (rules.Adam(), "takes a class derived from fusedopt.rules.Rule, got an instance, Adam"),
+        (int, "takes a class derived from fusedopt.rules.Rule, got <class 'int'>"),
+        (
+            _rule(maximize=False, __annotations__={"maximize": "bool"}),
+            "declare maximize with hyperparameter, as maximize: ",
+        ),
+        (_rule(state="sum"), r"state must be a tuple of names, as \('sum',\)"),
+    ],
+    ids=["instance", "no rule", "no hyperparameter", "text"],
+)
+def test_what_is_no_rule_is_refused_with_the_cure(rule, words):
+    with pytest.raises(TypeError, match=words):
+        type("Mine", (Optimizer,), {}, rule=rule)

@@ -163,7 +163,7 @@ def test_a_hyperparameter_is_not_read_in_update(read):
     mine = rule_with()
     mine.update = lambda self, p, g, s, c: (read(self, p), s)
     with pytest.raises(
-        TracingError, match=r"reads the hyperparameter \S+; compute it in scalars and read it from c\.$"
+        TracingError, match=r"reads the hyperparameter \S+; compute it in scalars and read it from c, or "
     ):
         trace(mine())
 
@@ -481,3 +481,18 @@ def test_constants_reach_the_kernel_as_they_are(constant, device):
     parameter.grad = device.array(np.array([1.0, -1.0]))
     Mine([parameter]).step()
     assert_same_bits(device.host(parameter.data), np.array([float(constant), 1.0]))
+
+
+def test_a_rule_that_is_not_the_same_twice_is_refused():
+    numbers = iter(range(100))
+    with pytest.raises(TracingError, match=r"Mine is not the same twice; .*draw random numbers nor count its calls"):
+        trace(rule_with(lambda p, g, s, c: (p * float(next(numbers)), s.m))())
+
+
+def test_writing_into_a_value_names_the_cure():
+    def update(p, g, s, c):
+        p[...] = g
+        return p, s.m
+
+    with pytest.raises(TracingError, match=r"^Mine\.update writes into a value; return the new one instead"):
+        trace(rule_with(update)())

@@ -76,7 +76,7 @@ def backend_of(array: Any) -> Backend:
     if isinstance(array, np.ndarray):
         if choice == "cuda":
             problem = cuda.problem()
-            cure = f"and CUDA cannot work here: {problem}" if problem else "make it with fusedopt.array_module()."
+            cure = f"unset it, since CUDA cannot work here: {problem}" if problem else "use fusedopt.array_module()."
             raise RuntimeError(f"FUSEDOPT_BACKEND=cuda, but a parameter is a NumPy array; {cure}")
         return numpy.BACKEND
     raise TypeError(f"fusedopt works on NumPy and CuPy arrays, got {type(array).__module__}.{type(array).__name__}.")

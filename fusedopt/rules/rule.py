@@ -27,7 +27,7 @@ class Interval:
     def __init__(self, text: str) -> None:
         parts = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])", text)
         if parts is None:
-            raise ValueError(f"an interval is written like '[0, 1)', got {text!r}.")
+            raise ValueError(f"the range of a hyperparameter is written like '[0, 1)', got {text!r}.")
         self.text, self.low, self.high = text, float(parts[2]), float(parts[3])
         self._from_low, self._to_high = parts[1] == "[", parts[4] == "]"
 
@@ -44,12 +44,15 @@ def hyperparameter(
 
     Args:
         default: A float, a tuple of floats, or a bool. A bool is a flag, and each of its values is a kernel variant.
-        interval: The allowed range of a number (of each one in a tuple), such as `"[0, inf)"`.
+        interval: The allowed range of a number (of each one in a tuple), such as `"[0, inf)"`. A flag has none: its
+            second argument is `doc`.
         doc: What it is, for `help()` and the documentation.
         switch: The number is also a flag: `if self.momentum:` in a rule asks whether it is on (not zero).
         kw_only: It can be given by keyword only.
         fixed: It cannot be given at all: the rule is defined by this value.
     """
+    if isinstance(default, bool) and interval:
+        interval, doc = "", doc or interval
     metadata = {"interval": Interval(interval) if interval else None, "doc": doc, "switch": switch}
     return dataclasses.field(default=default, init=not fixed, kw_only=kw_only, metadata=metadata)
 
