@@ -15,7 +15,7 @@ from fusedopt.backends import Backend, Plan, backend_of
 from fusedopt.groups import Group, changed_rule, groups_of
 from fusedopt.layout import Arena, Changes, device_of, spans_of
 from fusedopt.parameter import Parameter
-from fusedopt.rules.rule import Rule
+from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.tracing import Traced, trace
 
 # Attributes that a copy makes anew: they hold buffers, or count what happened to them.
@@ -47,23 +47,6 @@ def _scalar(value: Any) -> Any:
         return np.float32(value)
 
 
-def _check_rule(rule: Any) -> None:
-    """Raise TypeError, with the cure, for what is no rule: the first mistakes in one of one's own."""
-    if not isinstance(rule, type) or not issubclass(rule, Rule):
-        what = f"an instance, {rule!r}" if isinstance(rule, Rule) else repr(rule)
-        raise TypeError(f"rule= takes a class derived from fusedopt.rules.Rule, got {what}.")
-    if "__dataclass_fields__" not in vars(rule):
-        raise TypeError(f"rule {rule.__name__} must be decorated with @dataclass(frozen=True).")
-    for name, field in rule.options().items():
-        if "doc" not in field.metadata:
-            raise TypeError(
-                f"rule {rule.__name__}: declare {name} with hyperparameter, as {name}: float = hyperparameter(0.1, "
-                f"'[0, inf)', 'what it is') or {name}: bool = hyperparameter(False, 'what it is')."
-            )
-    if isinstance(rule.state, str):
-        raise TypeError(f"rule {rule.__name__}: state must be a tuple of names, as ({rule.state!r},).")
-
-
 class Optimizer:
     """Base class of optimizers. An optimizer of one's own is a rule and a class of one line:
     `class Mine(fusedopt.Optimizer, rule=MyRule): pass`.
@@ -91,7 +74,7 @@ class Optimizer:
         super().__init_subclass__(**keywords)
         if rule is None:
             return
-        _check_rule(rule)
+        check_declaration(rule)
         cls.rule = rule
         options = inspect.signature(rule, eval_str=True)
         params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -174,6 +174,23 @@ class Rule:
         return f"{cls.__name__} has no option {name!r}; {hint}"
 
 
+def check_declaration(rule: Any) -> None:
+    """Raise TypeError, with the cure, for what is no rule: the first mistakes in one of one's own."""
+    if not isinstance(rule, type) or not issubclass(rule, Rule):
+        what = f"an instance, {rule!r}" if isinstance(rule, Rule) else repr(rule)
+        raise TypeError(f"rule= takes a class derived from fusedopt.rules.Rule, got {what}.")
+    if "__dataclass_fields__" not in vars(rule):
+        raise TypeError(f"rule {rule.__name__} must be decorated with @dataclass(frozen=True).")
+    for name, field in rule.options().items():
+        if "doc" not in field.metadata:
+            raise TypeError(
+                f"rule {rule.__name__}: declare {name} with hyperparameter, as {name}: float = hyperparameter(0.1, "
+                f"'[0, inf)', 'what it is') or {name}: bool = hyperparameter(False, 'what it is')."
+            )
+    if isinstance(rule.state, str):
+        raise TypeError(f"rule {rule.__name__}: state must be a tuple of names, as ({rule.state!r},).")
+
+
 @functools.cache
 def _options(cls: Any) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(cls)}
