@@ -270,3 +270,22 @@ def test_a_sanitizer_finds_nothing(sanitize):
     except Unavailable as reason:
         skip_or_fail(reason)
     assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_tables_go_from_plan_to_plan(array, monkeypatch):
+    """A replaced table is not given back to the device, where another stream could take it from under a launch."""
+    surface, made = array.__fusedopt_backend__.surface, []
+    zeros = surface.zeros
+    parameters = [fusedopt.Parameter(np.ones(5, np.float32).view(array)) for _ in range(40)]
+    optimizer = fusedopt.Adam(parameters)
+    backend = array.__fusedopt_backend__
+    monkeypatch.setattr(surface, "zeros", lambda count, dtype: made.append(count) or zeros(count, dtype))
+    monkeypatch.setattr(backend, "zeros", zeros)  # of states, which are made once
+    counts = []
+    for step in range(12):
+        for index, parameter in enumerate(parameters):
+            parameter.grad = None if step % 3 and index % (step % 3 + 1) else np.ones(5, np.float32).view(array)
+        optimizer.step()
+        counts.append(len(made))
+    assert counts[0] == 3  # spans, chunks, numbers
+    assert counts[-1] == counts[5], "after two rounds there is memory of every size"

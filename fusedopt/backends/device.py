@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -116,9 +117,7 @@ class DevicePlan:
         text = rule_text(list(variants), rule.number_names(), len(rule.scalar_state), states)
         self._kernel = backend.kernel(text)
         self._tables = [self._upload(table), self._upload(chunks)]
-        self._numbers = self._surface.zeros(
-            len(self._groups) * max(1, len(rule.number_names())) * 8, np.dtype(np.uint8)
-        )
+        self._numbers = backend.memory_of(self, len(self._groups) * len(rule.number_names()) * 8)
         self._scalars: dict[str, Any] = {}
         self._blocks = min(len(chunks), BLOCKS * self._surface.multiprocessors)
         self._arguments = np.zeros(1, LAUNCH)
@@ -128,7 +127,7 @@ class DevicePlan:
         self.refresh()
 
     def _upload(self, table: Array) -> Any:
-        to = self._surface.zeros(table.nbytes, np.dtype(np.uint8))
+        to = self._backend.memory_of(self, table.nbytes)
         self._backend.uploads.upload(to, table)
         return to
 
@@ -151,7 +150,7 @@ class DevicePlan:
             self._scalars[name] = value  # kept until the launch has read it
             return self._surface.pointer(value)
         if name not in self._scalars or self._scalars[name].dtype != np.uint8:
-            self._scalars[name] = self._surface.zeros(4, np.dtype(np.uint8))
+            self._scalars[name] = self._backend.memory_of(self, 4)
         self._backend.uploads.upload(self._scalars[name], np.array([value], np.float32))
         return self._surface.pointer(self._scalars[name])
 
@@ -164,6 +163,21 @@ class DeviceBackend:
         self.zeros, self.asarray, self.host, self.here = surface.zeros, surface.asarray, surface.host, surface.here
         self.uploads = Uploads(surface)
         self._kernels: dict[str, Any] = {}
+        self._free: list[Any] = []  # memory of plans that are gone
+
+    def memory_of(self, plan: DevicePlan, nbytes: int) -> Any:
+        """Bytes on the device for a table of a plan.
+
+        They go from plan to plan, and never back to the device's pool: there, another stream could take them while a
+        launch still reads them.
+        """
+        fitting = [place for place, memory in enumerate(self._free) if memory.nbytes >= nbytes]
+        if fitting:
+            memory = self._free.pop(min(fitting, key=lambda place: int(self._free[place].nbytes)))
+        else:
+            memory = self.surface.zeros(1 << max(8, (nbytes - 1).bit_length()), np.dtype(np.uint8))
+        weakref.finalize(plan, self._free.append, memory).atexit = False
+        return memory
 
     def plan(self, spans: Sequence[Span]) -> DevicePlan:
         return DevicePlan(self, spans)
