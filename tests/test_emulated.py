@@ -256,7 +256,7 @@ def test_chunks_beyond_2_to_the_32_change_their_own_elements(array, dtype):
     try:
         check_large_offsets(array, dtype)
     except OSError as reason:
-        pytest.skip(f"the system does not reserve address space for 2**32 elements: {reason}")
+        skip_or_fail(f"the system does not reserve address space for 2**32 elements: {reason}")
 
 
 # --- sanitizers ------------------------------------------------------------------------------------------------------

@@ -95,9 +95,22 @@ class Rule:
     step_key: ClassVar[str | None] = "step"
 
     def scalars(self, step: Any, a: Any) -> Values:
+        """Numbers of this step, in float64, for `update`. Each rule has its own: without it, nothing can be traced.
+
+        Args:
+            step: The number of this update, 1.0 at the first.
+            a: The scalar state by name, a number each.
+        """
         raise NotImplementedError(f"rule {type(self).__name__} has no method scalars(self, step, a)")
 
     def update(self, p: Any, g: Any, s: Any, c: Any) -> tuple[Any, Values]:
+        """The new parameter and the new states. Each rule has its own: without it, nothing can be traced.
+
+        Args:
+            p, g: Parameter and gradient, arrays of one shape and of the arithmetic's dtype (float32 or float64).
+            s: The state arrays by name, likewise.
+            c: What `scalars` returned, rounded to that dtype.
+        """
         raise NotImplementedError(f"rule {type(self).__name__} has no method update(self, p, g, s, c)")
 
     def check(self) -> None:

@@ -18,6 +18,7 @@ from fusedopt import compiler
 from fusedopt.backends import numpy as numpy_backend
 from fusedopt.cli import COMMANDS, bench, doctor, main, naive, self_check
 from fusedopt.cli.peak_memory import peak_of_arrays, peak_of_torch
+from machine_code import missing
 
 MAIN = "from fusedopt.cli import main; sys.exit(main(sys.argv[1:]))"
 WITHOUT_CUPY = f"import sys; sys.modules['cupy'] = sys.modules['cupy_backends'] = None; {MAIN}"
@@ -177,7 +178,7 @@ def test_the_full_text_compiles_without_headers(
     try:
         compiler.nvrtc_version()
     except compiler.CompilerMissingError as error:
-        pytest.skip(str(error))
+        missing(f"NVRTC ({error})", "cupy-cuda13x nvidia-cuda-nvrtc")
     monkeypatch.setenv("FUSEDOPT_CACHE_DIR", str(tmp_path))
     text = printed_kernel(capsys, "sgd", "--momentum", "0.9", "--nesterov", "--full")
     assert printed_kernel(capsys, "sgd", "--momentum", "0.9", "--nesterov") in text
@@ -370,5 +371,5 @@ def test_the_peak_of_torch_is_how_far_resident_memory_rose() -> None:
     kept = torch.zeros(8_000_000)
     peak = peak_of_torch(False, lambda: kept + 1)
     if peak is None:
-        pytest.skip("only Linux tells")
+        pytest.skip("the system does not tell a process's peak: it is Linux's /proc that does")
     assert peak == pytest.approx(32e6, rel=0.2)  # huge pages round it
