@@ -44,6 +44,9 @@ class IdleSurface:
 
     def launch(self, kernel: Any, blocks: int, arguments: Any) -> None: ...
 
+    def capturing(self) -> bool:
+        return False
+
 
 class IdleArray(np.ndarray):
     """An array of the idle device; fusedopt finds the backend through its type."""

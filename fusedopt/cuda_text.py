@@ -53,7 +53,8 @@ class Variant:
 
     @property
     def title(self) -> str:
-        return f"{self.traced.title}, {self.parameter}"
+        stored = (self.parameter, self.gradient, self.state)
+        return f"{self.traced.title}, {', '.join(stored if len(set(stored)) > 1 else stored[:1])}"
 
 
 def rule_text(variants: Sequence[Variant], hyperparameters: Sequence[str], scalars: int, states: int) -> str:
@@ -89,7 +90,7 @@ def _struct(name: str, variant: Variant, hyperparameters: Sequence[str]) -> list
     body |= {f"c.{c}": f"c.{c}" for c in (*traced.constants, "grad_scale")}
     targets = {c: f"c.{c} = real({{}});" for c in traced.constants}
     targets |= {a: f"next[{i}] = {{}};" for i, a in enumerate(traced.scalar_state) if a in traced.advanced}
-    results = {s: f"s[{i}] = {{}};" for i, s in enumerate(traced.states)} | {"p": "p = {};"}
+    results = {s: f"s[{i}] = {{}};" for i, s in enumerate(traced.states)} | {"p": "p = {};", "g": "g = {};"}
     return [
         f"// {variant.title}",
         f"struct {name} {{",
@@ -102,7 +103,7 @@ def _struct(name: str, variant: Variant, hyperparameters: Sequence[str]) -> list
         "  static __device__ void scalars(const double* h, double step, const double* a, Constants& c, double* next) {",
         *_lines(traced.prologue, prologue, targets, "double"),
         "  }",
-        "  static __device__ void update(const Constants& c, real& p, real g, real* s) {",
+        "  static __device__ void update(const Constants& c, real& p, real& g, real* s) {",
         *_lines(traced.body, body, results, "real"),
         "  }",
         "};",

@@ -21,6 +21,7 @@ class Group(dict[str, Any]):
     def __init__(self, rule: Rule, params: tuple[Parameter, ...], changes: Changes, extras: Mapping[str, Any]) -> None:
         super().__init__({name: getattr(rule, name) for name in rule.options()} | dict(extras), params=params)
         self.rule, self._changes = rule, changes
+        self.sources: dict[int, Any] = {}  # numbers alone
 
     def __setitem__(self, key: str, value: Any) -> None:
         self.update({key: value})

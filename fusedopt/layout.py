@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -45,9 +45,49 @@ class Memory(Protocol):
 
 
 class HasRule(Protocol):
-    """A param group, as layouts and backends see it: its hyperparameters, as they are now."""
+    """A param group, as layouts and backends see it: its hyperparameters, as they are now.
+
+    Attributes:
+        rule: With their values.
+        sources: One-element arrays on the device that the kernel reads instead of the value, by the number's place in
+            `Rule.number_names`; the CPU knows none.
+    """
 
     rule: Rule
+    sources: Mapping[int, Any]
+
+
+class Span(Protocol):
+    """Memory that is updated as if it were one tensor. Its arrays are flat, and any that the backend takes."""
+
+    @property
+    def group(self) -> HasRule: ...
+
+    @property
+    def size(self) -> int:
+        """Elements of the parameter, of the gradient, and of each state."""
+
+    @property
+    def dtypes(self) -> tuple[str, str, str]:
+        """dtype names of the parameter, the gradient and the states."""
+
+    @property
+    def parameter(self) -> Any: ...
+
+    @property
+    def gradient(self) -> Any: ...
+
+    @property
+    def states(self) -> Sequence[Any]:
+        """In the order of the rule's kept states."""
+
+    @property
+    def counters(self) -> Any:
+        """A row of float64 for each parameter: its step, its scalar state, and a place for the kernel's ticket."""
+
+    @property
+    def parameters(self) -> int:
+        """How many rows."""
 
 
 def device_of(array: Any) -> str:
@@ -159,8 +199,8 @@ class Arena:
 
 
 @dataclasses.dataclass(frozen=True)
-class Span:
-    """Neighbouring parameters of an arena with one history, updated as if they were one tensor.
+class ArenaSpan:
+    """Neighbouring parameters of an arena with one history, as a span.
 
     Attributes:
         first, last: Indices of the first and the last parameter.
@@ -173,8 +213,41 @@ class Span:
     start: int
     stop: int
 
+    @property
+    def group(self) -> HasRule:
+        return self.arena.group
 
-def spans_of(arena: Arena, stepping: np.ndarray[Any, Any]) -> list[Span]:
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def dtypes(self) -> tuple[str, str, str]:
+        name = self.arena.dtype.name
+        return name, name, name
+
+    @property
+    def parameter(self) -> Any:
+        return self.arena.data[self.start : self.stop]
+
+    @property
+    def gradient(self) -> Any:
+        return self.arena.gradients[self.start : self.stop]
+
+    @property
+    def states(self) -> list[Any]:
+        return [self.arena.state(name)[self.start : self.stop] for name in self.arena.group.rule.kept_states]
+
+    @property
+    def counters(self) -> Any:
+        return self.arena.counters[self.first : self.last + 1]
+
+    @property
+    def parameters(self) -> int:
+        return self.last - self.first + 1
+
+
+def spans_of(arena: Arena, stepping: np.ndarray[Any, Any]) -> list[ArenaSpan]:
     """The fewest spans that cover the stepping parameters and nothing else."""
     runs: list[list[int]] = []
     for index in np.flatnonzero(stepping).tolist():
@@ -183,7 +256,8 @@ def spans_of(arena: Arena, stepping: np.ndarray[Any, Any]) -> list[Span]:
         else:
             runs.append([index, index])
     return [
-        Span(arena, first, last, arena.offsets[first], arena.offsets[last] + arena.sizes[last]) for first, last in runs
+        ArenaSpan(arena, first, last, arena.offsets[first], arena.offsets[last] + arena.sizes[last])
+        for first, last in runs
     ]
 
 

@@ -58,7 +58,7 @@ class Traced:
     Attributes:
         title: The rule and its flags, as one writes them.
         prologue: `scalars`: inputs `h.lr`, `h.betas[0]`, ..., `step`, `a.name`; results are the constants by name.
-        body: `update`: inputs `p`, `g`, `s.name`, `c.name`; results `p` and each state by name.
+        body: `update`: inputs `p`, `g`, `s.name`, `c.name`; results `p`, the unscaled `g`, and each state by name.
         constants: Names of the numbers that the prologue hands to the body.
         states: Names of the state arrays, in order.
         scalar_state: Names of the scalar states, in order.
@@ -293,13 +293,13 @@ def _trace(rule: Rule) -> Traced:
     trace = _Trace(f"{cls.__name__}.update", elementwise=True)
     p, g = trace.input("p", uniform=False), trace.input("g", uniform=False)
     scale = trace.input("c.grad_scale", uniform=True)
-    g = trace.apply(WHERE, scale != 1, g / scale, g)
+    unscaled = trace.apply(WHERE, scale != 1, g / scale, g)
     states = rule.kept_states
     s, c = _Inputs(trace, "s", states, uniform=False), _Inputs(trace, "c", constants, uniform=True)
     hidden = [
         Unavailable(f"{trace.what} reads the hyperparameter {name}", truths.get(name)) for name in cls.number_names()
     ]
-    returned = rule.with_numbers(hidden).update(p, g, s, c)
+    returned = rule.with_numbers(hidden).update(p, unscaled, s, c)
     if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], Values):
         raise TracingError(f"{trace.what} must return the new parameter and Values(state=...), got {_kinds(returned)}.")
     p, new = returned
@@ -308,7 +308,8 @@ def _trace(rule: Rule) -> Traced:
             f"{trace.what} must return exactly its states ({', '.join(states) or 'none'}) for {title}, "
             f"got {', '.join(vars(new)) or 'none'}."
         )
-    results = {"p": trace.symbol(p).number} | {name: trace.symbol(getattr(new, name)).number for name in states}
+    results = {"p": trace.symbol(p).number, "g": unscaled.number}
+    results |= {name: trace.symbol(getattr(new, name)).number for name in states}
     for name, number in results.items():
         if trace.statements[number].boolean:
             raise TracingError(f"{trace.what} returns a truth value for {name}; it must return numbers.")

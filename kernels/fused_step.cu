@@ -22,7 +22,7 @@ struct Counter {
 // Written by the host alone: neighbouring parameters with one history, updated as if they were one tensor.
 struct Span {
   void* parameter;
-  const void* gradient;
+  void* gradient;
   void* state[STATES];
   Counter* counter;  // of the first parameter; the others' follow
   unsigned group, variant, parameters, chunks;
@@ -31,21 +31,39 @@ struct Span {
 struct Launch {
   const Chunk* chunks;
   const Span* spans;
-  const double* hyperparameters;  // a row for each group
-  const float* grad_scale;        // may be null
-  const float* found_inf;         // may be null
-  unsigned long long count;       // of chunks
+  const double* hyperparameters;      // a row for each group
+  const unsigned long long* sources;  // likewise, may be null: addresses to read instead, where not 0
+  const float* grad_scale;            // may be null
+  const float* found_inf;             // may be null
+  unsigned long long count;           // of chunks
+  unsigned long long write_back;      // whether gradients are left divided by the scale
 };
 
 // What a block keeps while it stays in one span.
 struct Shared {
   Span span;
+  double hyperparameters[HYPERPARAMETERS + 1];  // + 1: an array of none is no C++
   double next[1 + SCALARS];     // the counter's values after this step
   double constants[CONSTANTS];  // a Variant::Constants
 };
 
 // Pointers and constants are read from shared memory each time: kept in registers, they would be up to 40 of the 64.
 __device__ inline void forget_shared_memory() { asm volatile("" ::: "memory"); }
+
+// A hyperparameter is in the table, or in a tensor that its source is the address of; the lowest bit says: of doubles.
+__device__ inline double hyperparameter(const Launch& launch, unsigned long long place) {
+  const unsigned long long source = launch.sources ? launch.sources[place] : 0;
+  if (!source) return launch.hyperparameters[place];
+  return source & 1 ? read<double>(source - 1) : read<float>(source);
+}
+
+// A lane each: one after the other, seven would take seven times as long.
+__device__ inline void read_hyperparameters(const Launch& launch, Shared& shared) {
+  const unsigned long long row = 1ull * shared.span.group * HYPERPARAMETERS;
+#pragma unroll 1
+  for (unsigned i = threadIdx.x; i < HYPERPARAMETERS; i += 32) shared.hyperparameters[i] = hyperparameter(launch, row + i);
+  __syncwarp();
+}
 
 template <class Variant>
 __device__ inline void prepare(const Launch& launch, Shared& shared) {
@@ -54,9 +72,8 @@ __device__ inline void prepare(const Launch& launch, Shared& shared) {
   const double* before = global(shared.span.counter)->values;
   for (int i = 1; i <= SCALARS; i++) shared.next[i] = before[i];
   shared.next[0] = before[0] + 1;
-  const double* hyperparameters = launch.hyperparameters + shared.span.group * HYPERPARAMETERS;
   Constants constants;
-  Variant::scalars(hyperparameters, shared.next[0], before + 1, constants, shared.next + 1);
+  Variant::scalars(shared.hyperparameters, shared.next[0], before + 1, constants, shared.next + 1);
   constants.grad_scale = typename Variant::real(launch.grad_scale ? *launch.grad_scale : 1.0f);
   *reinterpret_cast<Constants*>(shared.constants) = constants;
 }
@@ -88,12 +105,12 @@ template <class Variant>
 struct Streams {
   static constexpr unsigned WIDTH = Elements<Variant>::WIDTH;
   typename Variant::Parameter* parameter;
-  const typename Variant::Gradient* gradient;
+  typename Variant::Gradient* gradient;
   typename Variant::State* state[Variant::states + 1];
 
   __device__ Streams(const Span& span, unsigned long long first)
       : parameter(global(static_cast<typename Variant::Parameter*>(span.parameter)) + first),
-        gradient(global(static_cast<const typename Variant::Gradient*>(span.gradient)) + first) {
+        gradient(global(static_cast<typename Variant::Gradient*>(span.gradient)) + first) {
 #pragma unroll
     for (int k = 0; k < Variant::states; k++)
       state[k] = global(static_cast<typename Variant::State*>(span.state[k])) + first;
@@ -135,6 +152,7 @@ __device__ inline void sweep(const Launch& launch, const Chunk& chunk, Shared& s
   unsigned i = 4 * threadIdx.x;
   if (entered) {  // memory is at work while one thread computes the constants
     if (i < chunk.count) Streams<Variant>(shared.span, chunk.first + i).prefetch();
+    if (threadIdx.x < 32) read_hyperparameters(launch, shared);
     if (threadIdx.x == 0) prepare<Variant>(launch, shared);
     __syncthreads();
   }
@@ -150,6 +168,7 @@ __device__ inline void sweep(const Launch& launch, const Chunk& chunk, Shared& s
     forget_shared_memory();
     const Streams<Variant> to(shared.span, chunk.first + i);
     wide ? to.store(elements) : to.store(elements, lanes);
+    if (launch.write_back) wide ? store(to.gradient, elements.g) : store(to.gradient, elements.g, lanes);
   }
 }
 

@@ -8,6 +8,8 @@ struct BFloat16 { unsigned short bits; };
 
 __device__ inline void widen(float stored, float& value) { value = stored; }
 __device__ inline void widen(double stored, double& value) { value = stored; }
+__device__ inline void widen(float stored, double& value) { value = stored; }
+__device__ inline void narrow(double value, float& stored) { stored = (float)value; }
 __device__ inline void narrow(float value, float& stored) { stored = value; }
 __device__ inline void narrow(double value, double& stored) { stored = value; }
 
@@ -39,6 +41,20 @@ template <class T> __device__ inline T* global(T* pointer) {
   return pointer;
 }
 
+// One value in global memory. In PTX: of an address that was a number, the compiler does not believe that it is global.
+template <class T> __device__ inline T read(unsigned long long address) {
+  T value;
+#ifdef __CUDACC__
+  if constexpr (sizeof(T) == 8)
+    asm volatile("ld.global.f64 %0, [%1];" : "=d"(value) : "l"(address));
+  else
+    asm volatile("ld.global.f32 %0, [%1];" : "=f"(value) : "l"(address));
+#else
+  value = *reinterpret_cast<const T*>(address);
+#endif
+  return value;
+}
+
 // Starts to bring a line into the second-level cache, and waits for nothing.
 __device__ inline void prefetch(const void* pointer) {
 #ifdef __CUDACC__
@@ -46,7 +62,7 @@ __device__ inline void prefetch(const void* pointer) {
 #endif
 }
 
-// Neighbouring elements, moved at once: four floats or two doubles by 128 bits, four halves by 64.
+// Neighbouring elements, moved at once: four floats or two doubles by 128 bits, four halves or two floats by 64.
 template <class T, unsigned WIDTH> union alignas(sizeof(T) * WIDTH) Pack {
   T lane[WIDTH];
   unsigned word[sizeof(T) * WIDTH / 4];

@@ -39,6 +39,7 @@ class EmulatedSurface:
         launches: The arguments of every launch so far.
         threads, order, grid: How blocks are run: so many threads, in such an order; so many blocks, where not None.
         sanitize: What the kernels are built with, as `emulator.build.build` has it.
+        graph: While a graph is captured, the copies and launches so far; each of them is done at every replay.
         edit: Changes the kernel's texts, by name, before they are compiled: what makes a mutant.
     """
 
@@ -48,6 +49,7 @@ class EmulatedSurface:
         self.device, self.array_type, self.threads, self.order = device, array_type, threads, order
         self.grid: int | None = None
         self.launches: list[np.ndarray] = []
+        self.graph: list[Callable[[], None]] | None = None
         self.sanitize: str | None = None
         self.edit: Callable[[dict[str, str]], dict[str, str]] = dict
         self._pending: list[tuple[int, Any, np.ndarray]] = []
@@ -73,6 +75,9 @@ class EmulatedSurface:
         return np.zeros(nbytes, np.uint8)
 
     def copy(self, to: Any, source: np.ndarray) -> int:
+        if self.graph is not None:
+            self.graph.append(lambda: self._pending.append((next(self._events), to, source)))
+            return -1
         event = next(self._events)
         self._pending.append((event, to, source))
         return event
@@ -89,7 +94,14 @@ class EmulatedSurface:
         texts = self.edit({"fused_step.cu": source, **headers})
         return build(texts.pop("fused_step.cu"), texts, sanitize=self.sanitize)
 
+    def capturing(self) -> bool:
+        return self.graph is not None
+
     def launch(self, kernel: Any, blocks: int, arguments: np.ndarray) -> None:
+        if self.graph is not None:
+            kept = arguments.copy()
+            self.graph.append(lambda: self.launch(kernel, blocks, kept))
+            return
         self._carry_out()
         self.launches.append(arguments.copy())
         launch(kernel, "fused_step", self.grid or blocks, self.threads, arguments.tobytes(), self.order)

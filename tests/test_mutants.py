@@ -59,8 +59,8 @@ KILLED = {
         (
             "a 32-bit offset in bytes",
             KERNEL,
-            "static_cast<const typename Variant::Gradient*>(span.gradient)) + first",
-            "static_cast<const typename Variant::Gradient*>(span.gradient)) + unsigned(4 * first) / 4",
+            "static_cast<typename Variant::Gradient*>(span.gradient)) + first",
+            "static_cast<typename Variant::Gradient*>(span.gradient)) + unsigned(4 * first) / 4",
         ),
     ],
     check_counting: [("scalar state does not advance", KERNEL, "i = 0; i <= SCALARS", "i = 0; i < 1")],

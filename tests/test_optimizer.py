@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 import fusedopt
 from cases import each_case, ordinary
 from fusedopt import SGD, Adam, AdamW, Optimizer, Parameter
-from fusedopt.layout import Span, spans_of
+from fusedopt.layout import ArenaSpan, spans_of
 from test_state_dict import bits
 
 
@@ -34,7 +34,7 @@ def give_gradients(device: Any, parameters: list[Parameter], seed: int = 0) -> N
         parameter.grad = device.array(values.reshape(parameter.shape))
 
 
-def spans(optimizer: Optimizer) -> list[Span]:
+def spans(optimizer: Optimizer) -> list[ArenaSpan]:
     """The spans of the last step."""
     return [
         span for arena in optimizer.arenas() for span in spans_of(arena, np.frombuffer(arena.presence.stepping, bool))

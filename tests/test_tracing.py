@@ -299,7 +299,7 @@ def test_a_trace_says_what_it_reads_and_returns(case, options):
     rule = case.rule(**options)
     traced = trace(rule)
     assert traced.states == rule.kept_states
-    assert set(traced.body.results) == {"p", *traced.states}
+    assert set(traced.body.results) == {"p", "g", *traced.states}
     assert set(traced.prologue.results) == set(traced.constants)
     for program in (traced.prologue, traced.body):
         for number, statement in enumerate(program.statements):

@@ -18,8 +18,11 @@ class Plan(Protocol):
     def refresh(self) -> None:
         """Take over the numbers of the groups' rules; their flags are as they were."""
 
-    def step(self, grad_scale: Any, found_inf: Any) -> None:
-        """Update every span once."""
+    def move(self, gradients: Sequence[Any]) -> None:
+        """Read the gradients from elsewhere: one for each span, of its size and dtype."""
+
+    def step(self, grad_scale: Any, found_inf: Any, write_back: bool = False) -> None:
+        """Update every span once; where `write_back`, gradients are left divided by the scale."""
 
 
 class Backend(Memory, Protocol):

@@ -101,9 +101,8 @@ class CudaSurface:
 
     def copy(self, to: Any, source: np.ndarray[Any, Any]) -> Any:
         with self.here() as stream:
-            self._cupy.cuda.runtime.memcpyAsync(
-                to.data.ptr, source.ctypes.data, source.nbytes, self._cupy.cuda.runtime.memcpyHostToDevice, stream.ptr
-            )
+            kind = self._cupy.cuda.runtime.memcpyHostToDevice
+            self._cupy.cuda.runtime.memcpyAsync(self.pointer(to), source.ctypes.data, source.nbytes, kind, stream.ptr)
             return stream.record(self._cupy.cuda.Event(disable_timing=True))
 
     def wait(self, event: Any) -> None:
@@ -117,3 +116,7 @@ class CudaSurface:
     def launch(self, kernel: Any, blocks: int, arguments: np.ndarray[Any, Any]) -> None:
         with self.here():
             kernel((blocks,), (self.threads,), (arguments,))
+
+    def capturing(self) -> bool:
+        with self.here() as stream:
+            return bool(stream.is_capturing())

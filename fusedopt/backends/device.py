@@ -6,6 +6,7 @@ there is no GPU.
 
 from __future__ import annotations
 
+import copy
 import functools
 import threading
 import weakref
@@ -22,7 +23,8 @@ from fusedopt.tracing import trace
 CHUNK = 16 * 1024  # elements: 448 KB of Adam's traffic, some 100 us of a block's share of an H200's memory
 BLOCKS = 4  # a multiprocessor, as the kernel's launch bounds say
 THREADS = 256
-LAUNCH = np.dtype([(name, "u8") for name in ("chunks", "spans", "hyperparameters", "grad_scale", "found_inf", "count")])
+_LAUNCH_FIELDS = ("chunks", "spans", "hyperparameters", "sources", "grad_scale", "found_inf", "count", "write_back")
+LAUNCH = np.dtype([(name, "u8") for name in _LAUNCH_FIELDS])
 
 Array = np.ndarray[Any, Any]
 
@@ -51,6 +53,9 @@ class Surface(Memory, Protocol):
     def launch(self, kernel: Any, blocks: int, arguments: Array) -> None:
         """Start a kernel; `arguments` is one `LAUNCH` record, passed by value."""
 
+    def capturing(self) -> bool:
+        """Whether copies and launches are being recorded into a graph, rather than carried out."""
+
 
 def span_dtype(states: int) -> np.dtype[Any]:
     """The record that the kernel reads as `Span`."""
@@ -73,11 +78,20 @@ class Uploads:
         self._surface = surface
         self._buffers: list[tuple[Array, Any] | None] = [None] * buffers
         self._next, self._lock = 0, threading.Lock()  # optimizers of several threads share a device
+        self._of_graphs: list[Array] = []
 
     def upload(self, to: Any, table: Array) -> None:
-        """Copy a host table into a device array of as many bytes, without waiting for the device."""
+        """Copy a host table into a device array of as many bytes, without waiting for the device.
+
+        While a graph is captured the copy becomes part of it, and its buffer is never used again: each replay reads it.
+        """
         source = table.reshape(-1).view(np.uint8)
         with self._lock:
+            if self._surface.capturing():
+                self._of_graphs.append(self._taken_out(len(source)))
+                self._of_graphs[-1][: len(source)] = source
+                self._surface.copy(to, self._of_graphs[-1][: len(source)])
+                return
             kept = self._buffers[self._next]
             if kept is not None:
                 self._surface.wait(kept[1])
@@ -88,41 +102,57 @@ class Uploads:
             self._buffers[self._next] = (pinned, self._surface.copy(to, pinned[: len(source)]))
             self._next = (self._next + 1) % len(self._buffers)
 
+    def _taken_out(self, nbytes: int) -> Array:
+        """A buffer taken out of the ring: none can be made while a graph is captured, and the device was idle before."""
+        for place, kept in enumerate(self._buffers):
+            if kept is not None and len(kept[0]) >= nbytes:
+                self._buffers[place] = None
+                return kept[0]
+        return self._surface.pinned(nbytes)
+
 
 class DevicePlan:
     """Spans of one device, as the tables of one launch."""
 
     def __init__(self, backend: DeviceBackend, spans: Sequence[Span]) -> None:
         self._backend, self._surface = backend, backend.surface
-        self._spans = spans  # the tables point into their arenas
-        self._groups = list({id(span.arena.group): span.arena.group for span in spans}.values())
-        rule = self._groups[0].rule
-        states = max(1, len(rule.all_states()))
-        variants: dict[Variant, int] = {}
-        table = np.zeros(len(spans), span_dtype(states))
-        chunks = chunks_of([span.stop - span.start for span in spans], CHUNK)
-        pieces = np.bincount(chunks["span"], minlength=len(spans))
+        self._spans = spans  # the tables point into their memory
+        self._groups = list({id(span.group): span.group for span in spans}.values())
+        rules = [group.rule for group in self._groups]
         rows = {id(group): row for row, group in enumerate(self._groups)}
-        for record, span, count in zip(table, spans, pieces):
-            arena, dtype = span.arena, span.arena.dtype.name
-            variant = Variant(trace(arena.group.rule), dtype, dtype, dtype)
-            buffers = [arena.state(name) for name in variant.traced.states]
-            address, start = self._surface.pointer, span.start * arena.dtype.itemsize
-            record["parameter"], record["gradient"] = address(arena.data) + start, address(arena.gradients) + start
-            record["state"][: len(buffers)] = [address(buffer) + start for buffer in buffers]
-            record["counter"] = address(arena.counters) + span.first * arena.counters.itemsize * arena.counters.shape[1]
-            record["group"], record["variant"] = rows[id(arena.group)], variants.setdefault(variant, len(variants))
-            record["parameters"] = span.last - span.first + 1
-            record["chunks"] = count if arena.group.rule.counts else 0  # 0: nobody counts, nobody advances
-        text = rule_text(list(variants), rule.number_names(), len(rule.scalar_state), states)
+        traces = [trace(rule) for rule in rules]
+        groups = [rows[id(span.group)] for span in spans]
+        states = max(1, len(rules[0].all_states()))
+        variants: dict[Variant, int] = {}
+        numbers: dict[Any, int] = {}  # of variants; a tuple is hashed faster than they are
+        for row, span in zip(groups, spans):
+            if (row, span.dtypes) not in numbers:
+                variant = Variant(traces[row], *span.dtypes)
+                numbers[row, span.dtypes] = variants.setdefault(variant, len(variants))
+        chunks = chunks_of([span.size for span in spans], CHUNK)
+        pieces = np.bincount(chunks["span"], minlength=len(spans))
+        address = self._surface.pointer
+        addresses = [list(map(address, span.states)) for span in spans]
+        self._table = np.zeros(len(spans), span_dtype(states))
+        self._table["parameter"] = [address(span.parameter) for span in spans]
+        self._table["gradient"] = [address(span.gradient) for span in spans]
+        self._table["state"] = [some + [0] * (states - len(some)) for some in addresses]
+        self._table["counter"] = [address(span.counters) for span in spans]
+        self._table["group"], self._table["parameters"] = groups, [span.parameters for span in spans]
+        self._table["variant"] = [numbers[row, span.dtypes] for row, span in zip(groups, spans)]
+        # 0 chunks: nobody counts, nobody advances.
+        self._table["chunks"] = np.where([rules[row].counts for row in groups], pieces, 0)
+        text = rule_text(list(variants), rules[0].number_names(), len(rules[0].scalar_state), states)
         self._kernel = backend.kernel(text)
-        self._tables = [self._upload(table), self._upload(chunks)]
-        self._numbers = backend.memory_of(self, len(self._groups) * len(rule.number_names()) * 8)
+        self._span_table, self._chunk_table = self._upload(self._table), self._upload(chunks)
+        self._numbers = backend.memory_of(self, len(self._groups) * len(rules[0].number_names()) * 8)
+        self._sources: Any = None
+        self._origin: DevicePlan | None = None
         self._scalars: dict[str, Any] = {}
         self._blocks = min(len(chunks), BLOCKS * self._surface.multiprocessors)
         self._arguments = np.zeros(1, LAUNCH)
-        self._arguments["spans"], self._arguments["chunks"] = map(self._surface.pointer, self._tables)
-        self._arguments["hyperparameters"] = self._surface.pointer(self._numbers)
+        self._arguments["spans"], self._arguments["chunks"] = address(self._span_table), address(self._chunk_table)
+        self._arguments["hyperparameters"] = address(self._numbers)
         self._arguments["count"] = len(chunks)
         self.refresh()
 
@@ -132,14 +162,44 @@ class DevicePlan:
         return to
 
     def refresh(self) -> None:
+        if self._surface.capturing():
+            raise RuntimeError(
+                "hyperparameters changed between the last step and the capture of a graph; call "
+                "optimizer.upload_hyperparameters() before the capture."
+            )
         numbers = np.array([group.rule.numbers() for group in self._groups], np.float64)
         if numbers.size:
             self._backend.uploads.upload(self._numbers, numbers)
+        sources = np.zeros(numbers.shape, np.uint64)
+        for row, group in enumerate(self._groups):
+            for column, source in group.sources.items():  # the lowest bit says that it is a double
+                sources[row, column] = self._surface.pointer(source) | (source.dtype.itemsize == 8)
+        if not sources.any():
+            self._arguments["sources"] = 0
+            return
+        if self._sources is None:
+            self._sources = self._backend.memory_of(self, sources.nbytes)
+        self._backend.uploads.upload(self._sources, sources)
+        self._arguments["sources"] = self._surface.pointer(self._sources)
 
-    def step(self, grad_scale: Any, found_inf: Any) -> None:
+    def move(self, gradients: Sequence[Any]) -> None:
+        self._table["gradient"] = list(map(self._surface.pointer, gradients))
+        self._backend.uploads.upload(self._span_table, self._table)
+
+    def captured(self) -> DevicePlan:
+        """A copy for a graph, with a span table of its own, which `move` makes part of the graph; numbers are shared."""
+        plan = copy.copy(self)
+        plan._origin = self  # which keeps the other tables
+        plan._table, plan._arguments, plan._scalars = self._table.copy(), self._arguments.copy(), {}
+        plan._span_table = self._backend.memory_of(plan, self._table.nbytes)
+        plan._arguments["spans"] = self._surface.pointer(plan._span_table)
+        return plan
+
+    def step(self, grad_scale: Any, found_inf: Any, write_back: bool = False) -> None:
         arguments = self._arguments
         arguments["grad_scale"] = self._scalar("grad_scale", grad_scale)
         arguments["found_inf"] = self._scalar("found_inf", found_inf)
+        arguments["write_back"] = write_back
         self._surface.launch(self._kernel, self._blocks, arguments)
 
     def _scalar(self, name: str, value: Any) -> int:

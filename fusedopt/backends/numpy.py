@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from fusedopt.backends.schedule import Schedule, schedule, uniform_conditions
+from fusedopt.backends.schedule import Call, schedule, uniform_conditions
 from fusedopt.backends.threads import on_all_threads, thread_count
-from fusedopt.layout import ALIGNMENT, Span
+from fusedopt.layout import ALIGNMENT, HasRule, Span
 from fusedopt.rules import Values
 from fusedopt.tracing import CONSTANT, INPUT, WHERE, Traced, trace
 
@@ -25,28 +25,26 @@ from fusedopt.tracing import CONSTANT, INPUT, WHERE, Traced, trace
 BLOCK = 64 * 1024
 
 Array = np.ndarray[Any, Any]
+# Calls, layout of the scratch, type of the arithmetic, uniform values, and the counters' columns after the step.
+_Begun = tuple[list[Call], tuple[bool, ...], type, list[Any], dict[int, float]]
 
 
-class _Job:
-    """A span made ready: its arrays, its counters, its rule."""
+class _Kind:
+    """What spans of one group and one choice of dtypes have in common: instructions, and values made of constants."""
 
-    def __init__(self, span: Span) -> None:
-        arena = span.arena
-        self.span, self.traced = span, trace(arena.group.rule)
-        self.real = np.float64 if arena.dtype == np.float64 else np.float32
-        buffers = [arena.data, arena.gradients, *(arena.state(name) for name in self.traced.states)]
-        self.memory = [buffer[span.start : span.stop] for buffer in buffers]
-        self.counters: Array = arena.counters[span.first : span.last + 1]
-        self.uniform, self.converted = _Uniform(self.traced, self.real), arena.dtype != self.real
+    def __init__(self, group: HasRule, dtypes: tuple[str, str, str]) -> None:
+        self.group, self.traced = group, trace(group.rule)
+        self.real: type = np.float64 if dtypes[0] == "float64" else np.float32
+        self.uniform = _Uniform(self.traced, self.real)
+        self.converted = tuple(dtype != self.real.__name__ for dtype in dtypes)
         self.refresh()
 
     def refresh(self) -> None:
-        rule = self.span.arena.group.rule
-        self.rule, self.counts = rule.in_float64(), rule.counts
+        self.rule, self.counts = self.group.rule.in_float64(), self.group.rule.counts
 
-    def begin(self, grad_scale: float) -> tuple[Schedule, list[Any], dict[int, float]]:
-        """What the step needs to know of this span: its instructions, its uniform values, and its counters after."""
-        row, names = self.counters[0], self.traced.scalar_state
+    def begin(self, row: Array, grad_scale: float, write_back: bool) -> _Begun:
+        """What a step needs to know of the spans with this counter."""
+        names = self.traced.scalar_state
         step = row[0] + 1
         scalars = vars(self.rule.scalars(step, Values(**{name: row[1 + i] for i, name in enumerate(names)})))
         after = {1 + i: scalars[name] for i, name in enumerate(names) if name in scalars}
@@ -55,7 +53,16 @@ class _Job:
         constants = np.array([*(scalars[name] for name in self.traced.constants), grad_scale], self.real)
         values = self.uniform.values(constants)
         conditions = tuple(bool(values[number]) for number in self.uniform.conditions)
-        return schedule(self.traced, conditions, self.converted), values, after
+        planned = schedule(self.traced, conditions, self.converted, write_back)
+        return planned.calls, planned.scratch, self.real, values, after
+
+
+class _Job:
+    """A span made ready: its arrays, its counters, its kind."""
+
+    def __init__(self, span: Span, kind: _Kind) -> None:
+        self.kind, self.counters = kind, span.counters
+        self.memory: list[Array] = [span.parameter, span.gradient, *span.states]
 
 
 class _Uniform:
@@ -108,40 +115,62 @@ class NumpyPlan:
 
     def __init__(self, spans: Sequence[Span]) -> None:
         thread_count()  # a wrong FUSEDOPT_NUM_THREADS is refused before anything is done
-        self.jobs = [_Job(span) for span in spans]
+        self._kinds: dict[tuple[int, tuple[str, str, str]], _Kind] = {}
+        self.jobs = [_Job(span, self._kind(span.group, span.dtypes)) for span in spans]
         self.pieces = [
-            (number, first, min(first + BLOCK, span.stop - span.start))
+            (number, first, min(first + BLOCK, span.size))
             for number, span in enumerate(spans)
-            for first in range(0, span.stop - span.start, BLOCK)
+            for first in range(0, span.size, BLOCK)
         ]
 
-    def refresh(self) -> None:
-        for job in self.jobs:
-            job.refresh()
+    def _kind(self, group: HasRule, dtypes: tuple[str, str, str]) -> _Kind:
+        key = id(group), dtypes
+        if key not in self._kinds:
+            self._kinds[key] = _Kind(group, dtypes)
+        return self._kinds[key]
 
-    def step(self, grad_scale: Any, found_inf: Any) -> None:
+    def refresh(self) -> None:
+        for kind in self._kinds.values():
+            kind.refresh()
+
+    def move(self, gradients: Sequence[Any]) -> None:
+        for job, gradient in zip(self.jobs, gradients):
+            job.memory[1] = gradient
+
+    def step(self, grad_scale: Any, found_inf: Any, write_back: bool = False) -> None:
         if found_inf is not None and float(found_inf) != 0:
             return
         scale = 1.0 if grad_scale is None else float(grad_scale)
-        with np.errstate(all="ignore"):
-            begun = [job.begin(scale) for job in self.jobs]
+        begun = self._begin(scale, write_back)
         pieces = iter(self.pieces)
 
         def work() -> None:
             with np.errstate(all="ignore"):  # errstate belongs to a thread
                 for number, first, last in pieces:
-                    plan, values, _ = begun[number]
-                    job = self.jobs[number]
-                    slots = [array[first:last] for array in job.memory]
-                    slots += _scratch_slots(plan.scratch, job.real, last - first)
+                    calls, scratch, real, values, _ = begun[number]
+                    slots = [array[first:last] for array in self.jobs[number].memory]
+                    slots += _scratch_slots(scratch, real, last - first)
                     slots += values
-                    for function, arguments in plan.calls:
+                    for function, arguments in calls:
                         function(*arguments(slots))
 
         on_all_threads(work, len(self.pieces))
-        for job, (_, _, after) in zip(self.jobs, begun):
+        for job, (*_, after) in zip(self.jobs, begun):
             for column, value in after.items():
                 job.counters[:, column] = value
+
+    def _begin(self, scale: float, write_back: bool) -> list[_Begun]:
+        """For each job what it starts from; made once for those of one kind whose counters are equal."""
+        made: dict[tuple[int, bytes], _Begun] = {}
+        begun = []
+        with np.errstate(all="ignore"):
+            for job in self.jobs:
+                row = job.counters[0]
+                key = id(job.kind), row.tobytes()
+                if key not in made:
+                    made[key] = job.kind.begin(row, scale, write_back)
+                begun.append(made[key])
+        return begun
 
 
 class NumpyBackend:

@@ -14,6 +14,7 @@ import numpy as np
 from fusedopt.tracing import WHERE, Program, Statement, Traced
 
 Array = np.ndarray[Any, Any]
+Call = tuple[Callable[..., Any], Callable[[list[Any]], tuple[Any, ...]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Schedule:
     scratch: tuple[bool, ...]
 
     @functools.cached_property
-    def calls(self) -> list[tuple[Callable[..., Any], Callable[[list[Any]], tuple[Any, ...]]]]:
+    def calls(self) -> list[Call]:
         """Each function, and what picks its arguments out of the slots: between calls a thread holds Python's lock, so
         the less there is to do, the less the threads wait for each other."""
         values = self.memory + len(self.scratch)
@@ -70,18 +71,25 @@ def uniform_conditions(program: Program) -> tuple[int, ...]:
 
 
 @functools.cache
-def schedule(traced: Traced, conditions: tuple[bool, ...], converted: bool) -> Schedule:
+def schedule(
+    traced: Traced, conditions: tuple[bool, ...], converted: tuple[bool, ...], write_back: bool = False
+) -> Schedule:
     """Instructions for a body: what the uniform conditions leave out is not computed, and scratch is reused.
 
     Args:
         conditions: The values of `uniform_conditions`, in order.
-        converted: Whether memory holds another type than the arithmetic's, so that it is loaded and stored.
+        converted: Whether the memory of the parameter, of the gradient and of the states holds another type than the
+            arithmetic's, so that it is loaded and stored.
+        write_back: Whether the unscaled gradient is stored.
     """
     names = ["p", "g", *(f"s.{name}" for name in traced.states)]
     memory = {number: names.index(s.value) for number, s in enumerate(traced.body.statements) if s.value in names}
-    results = {names.index(n if n == "p" else f"s.{n}"): number for n, number in traced.body.results.items()}
+    results = {names.index(n if n in "pg" else f"s.{n}"): number for n, number in traced.body.results.items()}
+    if not write_back:
+        del results[names.index("g")]
     decided = dict(zip(uniform_conditions(traced.body), conditions))
-    steps, homes = _steps(traced.body.statements, decided, memory, results, converted)
+    others = {slot for slot in range(len(names)) if converted[min(slot, 2)]}
+    steps, homes = _steps(traced.body.statements, decided, memory, results, others)
     return _placed(steps, homes, memory, len(names))
 
 
@@ -100,7 +108,7 @@ def _steps(
     decided: dict[int, bool],
     memory: dict[int, int],
     results: dict[int, int],
-    converted: bool,
+    converted: set[int],
 ) -> tuple[list[_Step], dict[int, int]]:
     """What must be computed, in order, and in which slot of memory each result belongs: a value of its own for each."""
 
@@ -117,7 +125,7 @@ def _steps(
             needed |= {source(operand) for operand in statements[number].operands}
     computed = [n for n in sorted(needed) if not statements[n].uniform and n not in memory]
     new = itertools.count(len(statements))
-    loaded = {number: next(new) for number in memory if converted and number in needed}
+    loaded = {number: next(new) for number, slot in memory.items() if slot in converted and number in needed}
     steps = [_Step(_convert, (number,), value) for number, value in loaded.items()]
     for number in computed:
         statement = statements[number]
@@ -129,7 +137,8 @@ def _steps(
         if memory.get(number) == slot:
             continue  # unchanged
         value = number
-        if converted or number not in computed or number in homes:  # stored; or an input, a constant, a second result
+        # Stored as another type; or an input, a constant, a second result.
+        if slot in converted or number not in computed or number in homes:
             value = next(new)
             steps.append(_Step(_convert, (loaded.get(number, number),), value))
         homes[value] = slot

@@ -38,7 +38,7 @@ struct Variant0 {
     c.eps = real(new_eps);
     c.decay = real(new_decay);
   }
-  static __device__ void update(const Constants& c, real& p, real g, real* s) {
+  static __device__ void update(const Constants& c, real& p, real& g, real* s) {
     const bool t4 = c.grad_scale != real(1.0);
     const real t5 = g / c.grad_scale;
     const real t6 = t4 ? t5 : g;
@@ -59,9 +59,11 @@ struct Variant0 {
     const real t31 = c.step_size * t30;
     const real t32 = p - t31;
     const real new_p = t32;
+    const real new_g = t6;
     const real new_exp_avg = t23;
     const real new_exp_avg_sq = t27;
     p = new_p;
+    g = new_g;
     s[0] = new_exp_avg;
     s[1] = new_exp_avg_sq;
   }
@@ -101,7 +103,7 @@ struct Variant1 {
     c.eps = real(new_eps);
     c.decay = real(new_decay);
   }
-  static __device__ void update(const Constants& c, real& p, real g, real* s) {
+  static __device__ void update(const Constants& c, real& p, real& g, real* s) {
     const bool t4 = c.grad_scale != real(1.0);
     const real t5 = g / c.grad_scale;
     const real t6 = t4 ? t5 : g;
@@ -122,9 +124,11 @@ struct Variant1 {
     const real t31 = c.step_size * t30;
     const real t32 = p - t31;
     const real new_p = t32;
+    const real new_g = t6;
     const real new_exp_avg = t23;
     const real new_exp_avg_sq = t27;
     p = new_p;
+    g = new_g;
     s[0] = new_exp_avg;
     s[1] = new_exp_avg_sq;
   }
@@ -164,7 +168,7 @@ struct Variant2 {
     c.eps = real(new_eps);
     c.decay = real(new_decay);
   }
-  static __device__ void update(const Constants& c, real& p, real g, real* s) {
+  static __device__ void update(const Constants& c, real& p, real& g, real* s) {
     const bool t4 = c.grad_scale != real(1.0);
     const real t5 = g / c.grad_scale;
     const real t6 = t4 ? t5 : g;
@@ -185,9 +189,11 @@ struct Variant2 {
     const real t31 = c.step_size * t30;
     const real t32 = p - t31;
     const real new_p = t32;
+    const real new_g = t6;
     const real new_exp_avg = t23;
     const real new_exp_avg_sq = t27;
     p = new_p;
+    g = new_g;
     s[0] = new_exp_avg;
     s[1] = new_exp_avg_sq;
   }

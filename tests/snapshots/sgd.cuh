@@ -26,7 +26,7 @@ struct Variant0 {
     c.rest = real(new_rest);
     c.first = real(new_first);
   }
-  static __device__ void update(const Constants& c, real& p, real g, real* s) {
+  static __device__ void update(const Constants& c, real& p, real& g, real* s) {
     const bool t4 = c.grad_scale != real(1.0);
     const real t5 = g / c.grad_scale;
     const real t6 = t4 ? t5 : g;
@@ -43,8 +43,10 @@ struct Variant0 {
     const real t24 = c.lr * t23;
     const real t25 = p - t24;
     const real new_p = t25;
+    const real new_g = t6;
     const real new_momentum_buffer = t23;
     p = new_p;
+    g = new_g;
     s[0] = new_momentum_buffer;
   }
 };
