@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,7 +54,7 @@ class HasRule(Protocol):
     """
 
     rule: Rule
-    sources: Mapping[int, Any]
+    sources: dict[int, Any]
 
 
 class Span(Protocol):

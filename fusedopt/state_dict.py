@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,15 +85,14 @@ def state_dict(groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]) -> di
 
 def load_state_dict(saved: Mapping[str, Any], groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]) -> None:
     """Check all of a state dict, then copy it into the buffers that are there."""
-    rules, extras, ids = _checked_groups(saved, groups)
-    entries: dict[int, Mapping[str, Any]] = {}
-    for number, parameter in enumerate(p for group in groups for p in group["params"]):
-        entries[id(parameter)] = saved["state"].get(ids[number], {})
-    stray = set(saved["state"]) - set(ids)
-    if stray:
-        warnings.warn(f"state of {sorted(map(str, stray))} belongs to no param group and is left out.", stacklevel=3)
+    rules, extras, found = checked_groups(saved, groups, [group.rule for group in groups])
+    entries = {id(p): entry for p, entry in zip((p for group in groups for p in group["params"]), found)}
     checked = [
-        (arena, rule, [_checked_entry(entries[id(p)], rule, p, arena) for p in arena.parameters])
+        (
+            arena,
+            rule,
+            [checked_entry(entries[id(p)], rule, p.described, partial(_array, parameter=p)) for p in arena.parameters],
+        )
         for rule, of_group in zip(rules, arenas)
         for arena in of_group
     ]
@@ -106,10 +106,19 @@ def _numbers(groups: Sequence[Group]) -> dict[int, int]:
     return {id(p): number for number, p in enumerate(p for group in groups for p in group["params"])}
 
 
-def _checked_groups(
-    saved: Mapping[str, Any], groups: Sequence[Group]
+def checked_groups(
+    saved: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    ours: Sequence[Rule],
+    changed: Callable[[Rule, Mapping[str, Any]], Rule] = changed_rule,
 ) -> tuple[list[Rule], list[dict[str, Any]], list[Any]]:
-    """The rules with the saved hyperparameters, the keys beside them, and the saved id of each parameter in order."""
+    """The rules with the saved hyperparameters, the keys beside them, and the saved state of each parameter in order.
+
+    Args:
+        saved: A state dict.
+        groups, ours: The optimizer's param groups, and the rule of each.
+        changed: Gives a rule other options, and refuses wrong ones.
+    """
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):
         keys = ", ".join(map(repr, saved)) if isinstance(saved, Mapping) else type(saved).__name__
         raise ValueError(
@@ -126,7 +135,7 @@ def _checked_groups(
     ids: list[Any] = []
     if not isinstance(saved["state"], Mapping):
         raise TypeError(f"the state dict's 'state' must be a dict by parameter, got {type(saved['state']).__name__}.")
-    for number, (group, entry) in enumerate(zip(groups, theirs)):
+    for number, (group, own, entry) in enumerate(zip(groups, ours, theirs)):
         if not isinstance(entry, Mapping) or "params" not in entry:
             got = f"keys {', '.join(map(repr, entry))}" if isinstance(entry, Mapping) else type(entry).__name__
             raise ValueError(f"param group {number} of the state dict must be a dict with 'params', got {got}.")
@@ -135,29 +144,41 @@ def _checked_groups(
                 f"param group {number} of the state dict has {len(entry['params'])} parameters and the optimizer's has "
                 f"{len(group['params'])}; they must be the same parameters in the same order."
             )
-        options = group.rule.options()
+        options = own.options()
         given = {key: value for key, value in entry.items() if key in options and options[key].init}
         missing = [key for key, field in options.items() if field.init and key not in given]
         if missing:
             kept = ", ".join(f"{key}={group[key]!r}" for key in missing)
             warnings.warn(f"param group {number} of the state dict lacks {kept}; these values are kept.", stacklevel=4)
         try:
-            rules.append(changed_rule(group.rule, given))
+            rules.append(changed(own, given))
         except (TypeError, ValueError) as error:
             raise type(error)(f"param group {number} of the state dict: {error}") from None
         extras.append({k: copy.deepcopy(v) for k, v in entry.items() if k not in options and k != "params"})
         ids.extend(entry["params"])
-    return rules, extras, ids
+    stray = set(saved["state"]) - set(ids)
+    if stray:
+        warnings.warn(f"state of {sorted(map(str, stray))} belongs to no param group and is left out.", stacklevel=4)
+    return rules, extras, [saved["state"].get(number, {}) for number in ids]
 
 
-def _checked_entry(entry: Mapping[str, Any], rule: Rule, parameter: Parameter, arena: Arena) -> dict[str, Any] | None:
-    """A parameter's numbers under their names and its arrays, or None where it has no state."""
+def checked_entry(
+    entry: Mapping[str, Any], rule: Rule, described: str, array: Callable[[str, Any], Any]
+) -> dict[str, Any] | None:
+    """A parameter's numbers under their names and its arrays, or None where it has no state.
+
+    Args:
+        entry: What a state dict has for the parameter.
+        rule: The rule that it is for.
+        described: The parameter, as error messages name it.
+        array: (what it is, value) -> the value, or an error where it is no state array of the parameter.
+    """
     if not isinstance(entry, Mapping):
-        raise TypeError(f"the state of {parameter.described} must be a dict, got {type(entry).__name__}.")
+        raise TypeError(f"the state of {described} must be a dict, got {type(entry).__name__}.")
     entry = {key: value for key, value in entry.items() if value is not None}
     if not entry:
         return None
-    what, states = f"the state of {parameter.described}", [state.name for state in rule.all_states()]
+    what, states = f"the state of {described}", [state.name for state in rule.all_states()]
     scalars = [*([rule.step_key] if rule.step_key is not None else []), *rule.scalar_state]
     for key in entry:
         if key not in states and key not in scalars:
@@ -169,7 +190,7 @@ def _checked_entry(entry: Mapping[str, Any], rule: Rule, parameter: Parameter, a
             raise KeyError(f"{what} lacks {key!r}; it has {', '.join(map(repr, entry))}.")
     return {
         key: _number(f"{what}: {key}", value, whole=key == rule.step_key) if key in scalars
-        else _array(f"{what}: {key}", value, parameter)
+        else array(f"{what}: {key}", value)
         for key, value in entry.items()
     }  # fmt: skip
 

@@ -70,14 +70,18 @@ class CudaSurface:
 
     @contextlib.contextmanager
     def here(self) -> Iterator[Any]:
-        with self._device:
-            stream, last = self._cupy.cuda.get_current_stream(), self._last_stream
+        with self._device, self._stream() as stream:
+            last = self._last_stream
             changed = last is not None and last.ptr != stream.ptr
             # A capture may not wait for work outside of it, nor others for a capture.
             if changed and not stream.is_capturing() and not last.is_capturing():
                 stream.wait_event(last.record())
             self._last_stream = stream
             yield stream
+
+    def _stream(self) -> Any:
+        """The stream that is current on this device, as a context."""
+        return self._cupy.cuda.get_current_stream()
 
     def zeros(self, count: int, dtype: np.dtype[Any]) -> Any:
         with self.here():

@@ -103,7 +103,7 @@ class Uploads:
             self._next = (self._next + 1) % len(self._buffers)
 
     def _taken_out(self, nbytes: int) -> Array:
-        """A buffer taken out of the ring: none can be made while a graph is captured, and the device was idle before."""
+        """A buffer of the ring's own: during a capture none can be made, and the device has been idle before it."""
         for place, kept in enumerate(self._buffers):
             if kept is not None and len(kept[0]) >= nbytes:
                 self._buffers[place] = None
@@ -187,7 +187,7 @@ class DevicePlan:
         self._backend.uploads.upload(self._span_table, self._table)
 
     def captured(self) -> DevicePlan:
-        """A copy for a graph, with a span table of its own, which `move` makes part of the graph; numbers are shared."""
+        """A copy for a graph, with a span table of its own, whose upload by `move` is part of it; numbers are shared."""
         plan = copy.copy(self)
         plan._origin = self  # which keeps the other tables
         plan._table, plan._arguments, plan._scalars = self._table.copy(), self._arguments.copy(), {}
@@ -209,10 +209,11 @@ class DevicePlan:
         if device_of(value) == self._backend.device:
             self._scalars[name] = value  # kept until the launch has read it
             return self._surface.pointer(value)
-        if name not in self._scalars or self._scalars[name].dtype != np.uint8:
-            self._scalars[name] = self._backend.memory_of(self, 4)
-        self._backend.uploads.upload(self._scalars[name], np.array([value], np.float32))
-        return self._surface.pointer(self._scalars[name])
+        number = f"{name}, a number"
+        if number not in self._scalars:
+            self._scalars[number] = self._backend.memory_of(self, 4)
+        self._backend.uploads.upload(self._scalars[number], np.array([value], np.float32))
+        return self._surface.pointer(self._scalars[number])
 
 
 class DeviceBackend:

@@ -1,0 +1,11 @@
+"""Optimizers for PyTorch: `from fusedopt.torch import AdamW` in place of `from torch.optim import AdamW`."""
+
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise ImportError(f"fusedopt.torch needs PyTorch ({error}); pip install torch, or 'fusedopt[torch]'.") from None
+
+from fusedopt.torch.optimizer import Optimizer
+from fusedopt.torch.optimizers import SGD, Adam, AdamW
+
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer"]

@@ -1,0 +1,111 @@
+"""Param groups of torch: plain dicts that anybody may write to, read afresh at every step."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fusedopt.groups import changed_rule
+from fusedopt.rules.rule import Rule
+from fusedopt.torch.places import Gpu, place_of
+from fusedopt.torch.tensors import number_of
+
+ROUNDING = 1e-12  # a schedule that ends at zero may end this much below it
+
+
+def checked_rule(rule: Rule, options: Mapping[str, Any]) -> Rule:
+    """The rule with other options, as torch takes them: numbers, or tensors of one element.
+
+    Raises:
+        ValueError: A value is out of range; a tensor has more elements; some betas are tensors and some not.
+        TypeError: A value is no number.
+    """
+    known = type(rule).options()
+    return changed_rule(rule, {name: _plain(rule, name, options[name]) for name in known if name in options})
+
+
+def _plain(rule: Rule, name: str, value: Any) -> Any:
+    """A value as a rule takes it: no tensors, flags of truth values, and zero for what rounding alone put below it."""
+    what = f"{type(rule).__name__}: {name}"
+    items = value if isinstance(value, (tuple, list)) else (value,)
+    tensors = [item for item in items if isinstance(item, torch.Tensor)]
+    if any(tensor.numel() != 1 for tensor in tensors):
+        raise ValueError(f"{what} as a tensor must have one element, got {value}.")
+    if tensors and len(tensors) != len(items):
+        raise ValueError(f"{what} must be all numbers or all tensors, got {value}.")
+    if isinstance(value, (tuple, list)):
+        return tuple(map(number_of, value))
+    value = number_of(value)
+    if isinstance(type(rule).options()[name].default, bool) and not isinstance(value, bool) and value in (0, 1):
+        return bool(value)
+    return 0.0 if isinstance(value, float) and -ROUNDING < value < 0 else value
+
+
+@dataclasses.dataclass(eq=False)
+class ReadGroup:
+    """What a param group said when it was last read.
+
+    Attributes:
+        rule: Its hyperparameters; those that `sources` has, with a value of no matter.
+        sources: Those that the kernel reads on the device, by their place in `Rule.number_names`.
+        values: As they stood in the group, or None where one was a tensor.
+        numbers: The same with tensors as numbers, by name; without those that `sources` has.
+    """
+
+    rule: Rule
+    sources: dict[int, Any]
+    values: tuple[Any, ...] | None
+    numbers: dict[str, Any]
+
+
+def read(group: Mapping[str, Any], before: ReadGroup) -> ReadGroup:
+    """What a group says now: `before` itself where that is the same.
+
+    Raises:
+        KeyError: An option is missing.
+        ValueError, TypeError: As `checked_rule`.
+    """
+    options = type(before.rule).options()
+    try:
+        values = operator.itemgetter(*options)(group)
+    except KeyError as error:
+        raise KeyError(f"a param group of {type(before.rule).__name__} lacks {error}; give it a value.") from None
+    if _has_no_tensor(values):
+        if before.values == values:
+            return before
+        numbers = dict(zip(options, values))
+        return ReadGroup(checked_rule(before.rule, numbers), {}, values, numbers)
+    numbers, sources, column = {}, {}, 0
+    for (name, field), value in zip(options.items(), values):
+        items = value if isinstance(value, (tuple, list)) else (value,)
+        on_device = {i: item for i, item in enumerate(items) if _kernel_reads(item, group)}
+        if on_device:
+            sources.update({column + i: item for i, item in on_device.items()})
+        else:
+            numbers[name] = _plain(before.rule, name, value)
+        column += 0 if isinstance(field.default, bool) else len(items)
+    same = before.sources.keys() == sources.keys() and all(before.sources[i] is sources[i] for i in sources)
+    if same and before.values is None and before.numbers == numbers:
+        return before
+    return ReadGroup(checked_rule(before.rule, numbers), sources, None, numbers)
+
+
+def _has_no_tensor(values: tuple[Any, ...]) -> bool:
+    for value in values:
+        if type(value) is not float and type(value) is not bool:
+            items = value if isinstance(value, (tuple, list)) else (value,)
+            if any(isinstance(item, torch.Tensor) for item in items):
+                return False
+    return True
+
+
+def _kernel_reads(value: Any, group: Mapping[str, Any]) -> bool:
+    """Whether a hyperparameter is a tensor on the device of the group's parameters, where no host need wait for it."""
+    if not isinstance(value, torch.Tensor) or value.dtype not in (torch.float32, torch.float64):
+        return False
+    same = all(p.device == value.device for p in group["params"])
+    return same and isinstance(place_of(value.device), Gpu)

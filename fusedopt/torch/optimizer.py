@@ -1,0 +1,322 @@
+"""What every optimizer for torch has: torch.optim's contract on the core's rules, plans and kernels."""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch.utils.weak import WeakIdKeyDictionary
+
+from fusedopt.rules.rule import Rule, check_declaration
+from fusedopt.torch import state_dict as _state_dict
+from fusedopt.torch.binding import GRADIENT, Binding, Route
+from fusedopt.torch.groups import ReadGroup, checked_rule, read
+from fusedopt.torch.places import Place
+from fusedopt.torch.slots import Counter, Slot, Span
+
+# torch's choices of an algorithm. There is one here, which does what each of them is for.
+FLAGS = {"foreach": None, "capturable": False, "differentiable": False, "fused": None}
+HOOKS = (
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Base class: `class Lion(fusedopt.torch.Optimizer, rule=LionRule): pass` has all that torch's own have.
+
+    Args:
+        params: As torch.optim takes them: tensors, (name, tensor) pairs, or dicts with "params" and options.
+        *args, **options: The rule's hyperparameters, as numbers or one-element tensors, and torch's flags.
+        write_back_gradients: Under a GradScaler, leave gradients unscaled after a step, as torch.optim does; False
+            saves that write.
+
+    Raises:
+        TypeError: `params` holds something else, or an option is unknown.
+        ValueError: No parameters, one of them twice, or one that is no leaf; a hyperparameter out of range.
+        RuntimeError: `differentiable=True`; or `foreach` and `fused` together.
+
+    Source: `torch.optim.Optimizer`.
+    """
+
+    rule: ClassVar[type[Rule]]
+    write_back_gradients = True
+    _flags: ClassVar[tuple[str, ...]] = tuple(FLAGS)
+    _step_supports_amp_scaling = True
+    # What is derived from the groups and the state, made anew where it is not there, as after a copy.
+    _binding: Binding | None = None
+    _reads: tuple[ReadGroup, ...] = ()
+    _captured: tuple[Any, ...] = ()
+
+    def __init_subclass__(
+        cls, *, rule: type[Rule] | None = None, flags: tuple[str, ...] = tuple(FLAGS), **keywords: Any
+    ) -> None:
+        super().__init_subclass__(**keywords)
+        if rule is None:
+            return
+        check_declaration(rule)
+        cls.rule, cls._flags = rule, flags
+        own = list(inspect.signature(rule, eval_str=True).parameters.values())
+        last = [*((name, FLAGS[name]) for name in flags), ("write_back_gradients", True)]
+        keyword_only = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=value) for n, value in last]
+        params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        cls.__signature__ = inspect.Signature([params, *own, *keyword_only])  # type: ignore[attr-defined]
+        if cls.__doc__ is None:
+            lines = [f"    {name}: {field.metadata['doc']}." for name, field in rule.options().items() if field.init]
+            ends = [
+                "    foreach, fused, capturable: Accepted, and of no effect: there is one algorithm, one launch a step.",
+                "    write_back_gradients: Under a GradScaler, leave gradients unscaled after a step, as torch does.",
+            ]
+            cls.__doc__ = "\n".join([inspect.getdoc(rule) or "", "", "Args:", "    params: As torch.optim.", *lines, *ends])
+
+    def __init__(self, params: Any, *args: Any, write_back_gradients: bool = True, **options: Any) -> None:
+        if not hasattr(type(self), "rule"):
+            raise TypeError("Optimizer has no rule of its own; subclass it: class Mine(Optimizer, rule=MyRule).")
+        flags = {name: options.pop(name, FLAGS[name]) for name in self._flags}
+        options |= self._positional(args, options)
+        known = self.rule.options()
+        for name in options:
+            if name not in known:
+                raise TypeError(self.rule.unknown_option(name))
+        _check_flags(flags, options)
+        checked_rule(self.rule(), options)
+        defaults = {name: options.get(name, field.default) for name, field in known.items()}
+        self.write_back_gradients = write_back_gradients
+        super().__init__(params, defaults | flags)
+
+    @classmethod
+    def _positional(cls, args: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+        names = [name for name, field in cls.rule.options().items() if field.init and not field.kw_only]
+        if len(args) > len(names):
+            raise TypeError(f"{cls.__name__} takes params and at most {len(names)} positional options, got {len(args)}.")
+        given = dict(zip(names, args))
+        for name in given.keys() & options.keys():
+            raise TypeError(f"{cls.__name__} got {name} twice, by position and by name.")
+        return given
+
+    # --- groups
+
+    @torch._disable_dynamo
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a dict with "params" and options of its own, which is copied; unknown keys are kept, as torch does.
+
+        Raises:
+            TypeError, ValueError: As for the optimizer; nothing is added then.
+        """
+        if isinstance(param_group, dict):
+            param_group = dict(param_group)
+            number = len(self.param_groups)
+            if isinstance(param_group.get("params"), (list, tuple)) or hasattr(param_group.get("params"), "__next__"):
+                param_group["params"] = list(param_group["params"])
+                _check_params(param_group["params"], number)
+            try:
+                checked_rule(self.rule(), {**self.defaults, **param_group})
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"param group {number}: {error}") from None
+        super().add_param_group(param_group)
+
+    def _read_groups(self) -> bool:
+        """Read every param group; returns whether the plans that were made still go with their flags."""
+        if len(self._reads) != len(self.param_groups):
+            rule = self.rule()
+            some = [*self._reads, *(ReadGroup(rule, {}, None, {}) for _ in self.param_groups)]
+            self._reads = tuple(some[: len(self.param_groups)])
+        new = [read(group, before) for group, before in zip(self.param_groups, self._reads)]
+        same = True
+        for now, before in zip(new, self._reads):
+            if now is not before:
+                same = same and now.rule.flags == before.rule.flags
+                vars(before).update(vars(now))  # in place, since plans hold on to it
+                if self._binding is not None:
+                    self._binding.stale = True
+        return same
+
+    def upload_hyperparameters(self) -> None:
+        """Send the groups' numbers to the device now: before each replay of a captured graph, where they change.
+
+        An ordinary step does so itself. A hyperparameter that is a tensor on the device needs it neither.
+        """
+        if not self._read_groups():
+            self._binding = None  # a step will plan with the other flags; a captured graph keeps its own
+        elif self._binding is not None:
+            self._binding.refresh()
+        for plan in self._captured:
+            plan.refresh()
+
+    # --- step
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient: one launch a device.
+
+        Args:
+            closure: Called first, with gradients enabled; it computes the gradients, and its value is returned.
+
+        Returns:
+            The closure's value, or None.
+
+        Raises:
+            RuntimeError, TypeError, ValueError: A gradient, a state or an option does not fit; nothing has changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._update()
+        return loss
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def _update(self) -> None:
+        params = [p for group in self.param_groups for p in group["params"]]
+        gradients = list(map(GRADIENT, params))
+        absent = [gradient is None for gradient in gradients]
+        present = [gradient for gradient in gradients if gradient is not None]
+        if not present:
+            return
+        binding, pointers = self._binding, None
+        if not self._read_groups() or binding is None or not binding.holds(params, absent, self.state):
+            binding = None
+        else:
+            try:
+                pointers = binding.moved(present)
+            except LookupError:
+                binding = None
+        if binding is None:
+            self._binding = binding = self._bind(params, gradients, absent)
+        if binding.stale:
+            binding.refresh()
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        write_back = grad_scale is not None and self.write_back_gradients
+        for route in binding.routes:
+            plan = route.plan
+            if route.place.capturing():
+                plan = plan.captured()  # type: ignore[attr-defined]  # of a device, where graphs are
+                plan.move(binding.gradients(route))
+                self._captured += (plan,)
+            elif pointers is not None:
+                plan.move(binding.gradients(route))
+            plan.step(route.place.scalar(grad_scale), route.place.scalar(found_inf), write_back)
+        written = binding.stepping + present if write_back else binding.stepping
+        torch.autograd.graph.increment_version(written)  # for autograd, past which memory was written
+        if binding.copies:
+            binding.copy_back(write_back)
+            self._binding = None
+
+    def _bind(self, params: list[Any], gradients: list[Any], absent: list[bool]) -> Binding:
+        """Check every tensor; then make the state that is missing, and the plans."""
+        slots = []
+        numbered = ((number, i) for number, group in enumerate(self.param_groups) for i in range(len(group["params"])))
+        for p, gradient, (number, i) in zip(params, gradients, numbered):
+            if gradient is not None:
+                names = self.param_groups[number].get("param_names")
+                name = repr(names[i]) if names else f"{i} of group {number}"
+                slots.append(Slot(name, p, gradient, self.state.get(p), self._reads[number]))
+        if any(place.capturing() for place in {id(slot.place): slot.place for slot in slots}.values()):
+            raise RuntimeError(
+                "step() is captured before a step like it was taken: its state and tables would be made anew at every "
+                "replay; take one step outside of the graph first, with the same parameters, gradients and flags."
+            )
+        counters, spans = self._counters, []
+        for slot in slots:
+            rule = slot.group.rule
+            has_state = bool(rule.kept_states or rule.scalar_state or rule.step_key is not None)
+            entry = self.state[slot.parameter] if has_state else {}
+            counters[slot.parameter] = slot.make_state(entry, counters.get(slot.parameter))
+        by_place: dict[int, tuple[Place, list[int], list[Span]]] = {}
+        for i, slot in enumerate(slots):
+            place, members, spans = by_place.setdefault(id(slot.place), (slot.place, [], []))
+            members.append(i)
+            spans.append(slot.span(counters[slot.parameter]))
+        routes = [Route(place, place.backend.plan(spans), members) for place, members, spans in by_place.values()]
+        return Binding(params, absent, slots, [counters[slot.parameter] for slot in slots], self.state, routes)
+
+    @property
+    def _counters(self) -> Any:
+        """The counter of each parameter that has state, which copies do not have."""
+        return self.__dict__.setdefault("_counters_of_parameters", WeakIdKeyDictionary())
+
+    # --- state dicts and copies
+
+    @torch._disable_dynamo
+    def state_dict(self) -> dict[str, Any]:
+        """State and options in torch.optim's format, to load there or here; the state tensors are the live ones."""
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        numbers: dict[int, int] = {}
+        for p in params:
+            numbers.setdefault(id(p), len(numbers))
+        written = _state_dict.written(self.state, self.param_groups, self._counters)
+        state_dict = {
+            "state": {numbers[id(p)] if isinstance(p, torch.Tensor) else p: entry for p, entry in written.items()},
+            "param_groups": [
+                {key: value for key, value in group.items() if key != "params"}
+                | {"params": [numbers[id(p)] for p in group["params"]]}
+                for group in self.param_groups
+            ],
+        }
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            state_dict = post_hook(self, state_dict) or state_dict
+        return state_dict
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state dict of torch.optim or of this library: checked whole, then copied, and never cast.
+
+        Raises:
+            ValueError: Counts of groups or parameters, shapes, or a value do not fit.
+            TypeError: A state is no tensor, or its dtype does not go with the parameter's.
+            KeyError: A state is missing.
+        """
+        state_dict = state_dict.copy()
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = pre_hook(self, state_dict) or state_dict
+        self._read_groups()
+        rules = [group.rule for group in self._reads]
+        _state_dict.load(state_dict, self.param_groups, rules, self.state, self._counters)
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        written = _state_dict.written(self.state, self.param_groups, self._counters)
+        kept = {name: getattr(self, name) for name in (*HOOKS, "write_back_gradients")}
+        return {**super().__getstate__(), **kept, "state": defaultdict(dict, written)}
+
+
+def _check_flags(flags: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise what torch does for flags that exclude each other."""
+    if flags.get("differentiable"):
+        raise RuntimeError(
+            "differentiable=True is not supported: a fused step is no chain of differentiable operations; use "
+            "torch.optim, or torch.func, to differentiate through a step."
+        )
+    if flags.get("fused") and flags.get("foreach"):
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together; leave both out, they change nothing here.")
+    if flags.get("foreach") and not flags.get("capturable"):
+        for name, value in options.items():
+            if any(isinstance(v, torch.Tensor) for v in (value if isinstance(value, (tuple, list)) else (value,))):
+                raise ValueError(f"{name} as a tensor needs capturable=True beside foreach=True, as in torch; leave foreach out.")
+
+
+def _check_params(params: list[Any], number: int) -> None:
+    """Raise ValueError, by name, for what torch refuses without one, or takes twice."""
+    seen: set[int] = set()
+    for i, entry in enumerate(params):
+        name, p = (repr(entry[0]), entry[1]) if isinstance(entry, tuple) and len(entry) == 2 else (f"{i}", entry)
+        if not isinstance(p, torch.Tensor):
+            continue
+        what = f"parameter {name} of group {number} (shape {tuple(p.shape)})"
+        if not (p.is_leaf or p.retains_grad):
+            raise ValueError(f"{what}: can't optimize a non-leaf tensor; give the one that it was computed from, or detach it.")
+        if id(p) in seen:
+            raise ValueError(f"{what} appears twice in its group; give each once.")
+        seen.add(id(p))

@@ -1,0 +1,18 @@
+"""torch.optim's optimizers by their own names: change the import, and a step is one launch."""
+
+from __future__ import annotations
+
+from fusedopt import rules
+from fusedopt.torch.optimizer import Optimizer
+
+
+class SGD(Optimizer, rule=rules.SGD, flags=("foreach", "differentiable", "fused")):
+    __doc__ = None
+
+
+class Adam(Optimizer, rule=rules.Adam):
+    __doc__ = None
+
+
+class AdamW(Optimizer, rule=rules.AdamW):
+    __doc__ = None

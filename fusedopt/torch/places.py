@@ -1,0 +1,108 @@
+"""Where tensors are updated: the NumPy backend on the CPU's, the fused kernel on a CUDA device's; both in place."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any, Protocol
+
+import ml_dtypes  # noqa: F401  # makes "bfloat16" a name that NumPy knows
+import numpy as np
+import torch
+
+from fusedopt.backends import Backend, cuda, numpy
+from fusedopt.backends.device import DeviceBackend
+
+
+class Place(Protocol):
+    """One device, with the backend that updates its tensors."""
+
+    backend: Backend
+
+    def memory(self, pointer: int, size: int, dtype: str) -> Any:
+        """Elements at an address, as the backend takes them."""
+
+    def scalar(self, value: Any) -> Any:
+        """`grad_scale` or `found_inf`, a number or a tensor on any device, as the backend takes it."""
+
+    def capturing(self) -> bool:
+        """Whether a graph is being captured."""
+
+
+@functools.cache
+def _bytes(count: int) -> Any:
+    return ctypes.c_char * count
+
+
+class Host:
+    """The CPU. Its arrays do not own their memory: that keeps no gradient alive which its owner has dropped."""
+
+    backend: Backend = numpy.BACKEND
+
+    def memory(self, pointer: int, size: int, dtype: str) -> Any:
+        kind = np.dtype(dtype)
+        if size == 0:
+            return np.empty(0, kind)
+        return np.frombuffer(_bytes(size * kind.itemsize).from_address(pointer), kind)
+
+    def scalar(self, value: Any) -> Any:
+        return None if value is None else float(value)
+
+    def capturing(self) -> bool:
+        return False
+
+
+class Surface(cuda.CudaSurface):
+    """A GPU whose memory and current stream are torch's, not CuPy's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self._torch_device = torch.device("cuda", number)
+
+    def _stream(self) -> Any:
+        return self._cupy.cuda.Stream.from_external(torch.cuda.current_stream(self._torch_device))
+
+    def zeros(self, count: int, dtype: np.dtype[Any]) -> Any:
+        return torch.zeros(count, dtype=getattr(torch, dtype.name), device=self._torch_device)
+
+    def capturing(self) -> bool:
+        return bool(torch.cuda.is_current_stream_capturing())
+
+    def pointer(self, array: Any) -> int:
+        return array if isinstance(array, int) else int(array.data_ptr())
+
+
+class Gpu:
+    """A CUDA device: what a kernel needs of memory is its address."""
+
+    def __init__(self, surface: Any, device: torch.device) -> None:
+        self.backend: Backend = DeviceBackend(surface)
+        self._surface, self._device = surface, device
+
+    def memory(self, pointer: int, size: int, dtype: str) -> Any:
+        return pointer
+
+    def scalar(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(self._device, torch.float32, non_blocking=True)
+
+    def capturing(self) -> bool:
+        return bool(self._surface.capturing())
+
+
+@functools.cache
+def place_of(device: torch.device) -> Place:
+    """The place of a device, made once.
+
+    Raises:
+        RuntimeError: There is no kernel for the device, or CUDA cannot work here.
+    """
+    if device.type == "cpu":
+        return Host()
+    if device.type != "cuda":
+        raise RuntimeError(f"fusedopt.torch updates tensors on cpu and cuda devices, got {device}; move them there.")
+    problem = cuda.problem()
+    if problem is not None:
+        raise RuntimeError(f"a parameter is on {device}, and CUDA cannot work here: {problem}")
+    return Gpu(Surface(device.index), device)
