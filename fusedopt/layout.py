@@ -83,7 +83,7 @@ class Span(Protocol):
 
     @property
     def counters(self) -> Any:
-        """A row of float64 for each parameter: its step, its scalar state, and a place for the kernel's ticket."""
+        """float64, a row for each parameter: its step, its scalar state, and a place for the kernel's ticket."""
 
     @property
     def parameters(self) -> int:

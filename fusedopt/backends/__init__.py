@@ -19,7 +19,7 @@ class Plan(Protocol):
         """Take over the numbers of the groups' rules; their flags are as they were."""
 
     def move(self, gradients: Sequence[Any]) -> None:
-        """Read the gradients from elsewhere: one for each span, of its size and dtype."""
+        """Read the gradients from elsewhere: one for each span, of its size and dtype; on a device, its address."""
 
     def step(self, grad_scale: Any, found_inf: Any, write_back: bool = False) -> None:
         """Update every span once; where `write_back`, gradients are left divided by the scale."""

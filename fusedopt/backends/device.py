@@ -183,7 +183,7 @@ class DevicePlan:
         self._arguments["sources"] = self._surface.pointer(self._sources)
 
     def move(self, gradients: Sequence[Any]) -> None:
-        self._table["gradient"] = list(map(self._surface.pointer, gradients))
+        self._table["gradient"] = gradients  # addresses: where arrays are, they stay
         self._backend.uploads.upload(self._span_table, self._table)
 
     def captured(self) -> DevicePlan:

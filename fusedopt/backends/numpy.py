@@ -61,7 +61,7 @@ class _Job:
     """A span made ready: its arrays, its counters, its kind."""
 
     def __init__(self, span: Span, kind: _Kind) -> None:
-        self.kind, self.counters = kind, span.counters
+        self.kind, self.counters = kind, span.counters.reshape(span.parameters, -1)
         self.memory: list[Array] = [span.parameter, span.gradient, *span.states]
 
 

@@ -133,7 +133,7 @@ class Rule:
         """Every state array that some variant of the rule keeps."""
         return tuple(State(entry) if isinstance(entry, str) else entry for entry in cls.state)
 
-    @property
+    @functools.cached_property
     def kept_states(self) -> tuple[str, ...]:
         """Names of the state arrays that the rule keeps with these flags."""
         return tuple(s.name for s in self.all_states() if s.when is None or bool(getattr(self, s.when)))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -16,7 +14,7 @@ import torch
 from fusedopt.backends import Plan
 from fusedopt.torch.places import Place
 from fusedopt.torch.slots import Counter, Slot
-from fusedopt.torch.tensors import DTYPES, is_plain, local
+from fusedopt.torch.tensors import is_plain, local
 
 # Methods of C, mapped over lists: with a loop in Python a step over 300 tensors would take twice as long.
 POINTER, SIZE, STRIDE = torch.Tensor.data_ptr, torch.Tensor.size, torch.Tensor.stride
@@ -25,15 +23,18 @@ DTYPE = operator.attrgetter("dtype")
 GRADIENT = operator.attrgetter("grad")
 
 Tensors = list[torch.Tensor]
+Taker = Callable[[Any], torch.Tensor]
 
 
 @dataclasses.dataclass
 class Route:
-    """The parameters of one device, by their places among those that step, and the plan that updates them."""
+    """The parameters of one device: their places among those that step, what their gradients are, and their plan."""
 
     place: Place
     plan: Plan
     members: list[int]
+    sizes: list[int]
+    gradient_dtypes: list[str]
 
 
 class Binding:
@@ -42,7 +43,7 @@ class Binding:
     No gradient and no state tensor is kept alive by it: memory that its owner drops is free at once.
 
     Args:
-        params, absent: All parameters, and of each whether it has no gradient.
+        params, absent: All parameters, and the places of those without a gradient.
         slots: Of those that have one.
         state: `optimizer.state`.
         routes: Plans for the slots.
@@ -51,7 +52,7 @@ class Binding:
     def __init__(
         self,
         params: Tensors,
-        absent: list[bool],
+        absent: list[int],
         slots: Sequence[Slot],
         counters: Sequence[Counter],
         state: Mapping[Any, Any],
@@ -71,8 +72,10 @@ class Binding:
         self.sizes = list(map(SIZE, places))
         self._entries, self._keys = list(state.values()), list(state)
         self._segments = _segments(slots, state)
-        tensors = self._locals(self._state_tensors())
-        self._states, self._state_pointers = list(map(weakref.ref, self._state_tensors())), list(map(POINTER, tensors))
+        arrays, self._numbers = self._state_tensors()
+        self._gone: list[Any] = []  # state arrays that died
+        self._states = [weakref.ref(array, self._gone.append) for array in arrays]
+        self._state_pointers = list(map(POINTER, self._locals(arrays)))
         gradients = [slot.gradient for slot in slots]
         self._gradient_kinds = list(map(DTYPE, gradients)), list(map(SIZE, gradients)), list(map(STRIDE, gradients))
         self._note(gradients, list(map(POINTER, gradients)))
@@ -82,9 +85,10 @@ class Binding:
 
     def gradients(self, route: Route) -> list[Any]:
         """The gradients of a route's parameters, as its plan takes them."""
-        pointers, (dtypes, sizes, _) = self._gradient_pointers, self._gradient_kinds
-        memory = route.place.memory
-        return [memory(pointers[i], math.prod(sizes[i]), DTYPES[dtypes[i]]) for i in route.members]
+        pointers = self._gradient_pointers
+        if len(self.routes) > 1:
+            pointers = [pointers[i] for i in route.members]
+        return route.place.memories(pointers, route.sizes, route.gradient_dtypes)
 
     def refresh(self) -> None:
         """Give the plans the groups' numbers."""
@@ -101,13 +105,18 @@ class Binding:
     def _locals(self, tensors: Tensors) -> Tensors:
         return list(map(local, tensors)) if self._sharded else tensors
 
-    def _state_tensors(self) -> Tensors:
-        found: Tensors = []
-        for getter, entries in self._segments:
-            found += chain.from_iterable(map(getter, entries))
-        return found
+    def _state_tensors(self) -> tuple[Tensors, Tensors]:
+        """State arrays, and the numbers beside them."""
+        arrays: Tensors = []
+        numbers: Tensors = []
+        for entries, of_arrays, of_numbers in self._segments:
+            for take in of_arrays:
+                arrays += map(take, entries)
+            for take in of_numbers:
+                numbers += map(take, entries)
+        return arrays, numbers
 
-    def holds(self, params: Tensors, absent: list[bool], state: Mapping[Any, Any]) -> bool:
+    def holds(self, params: Tensors, absent: list[int], state: Mapping[Any, Any]) -> bool:
         """Whether the same parameters step, and they and their state are where they were."""
         if len(params) != len(self.params) or absent != self.absent or not all(map(is_, params, self.params)):
             return False
@@ -124,12 +133,13 @@ class Binding:
         if not all(map(is_, state, self._keys)):
             return False
         try:
-            tensors = self._state_tensors()
+            arrays, numbers = self._state_tensors()
         except KeyError:
             return False
-        if not all(map(is_, tensors, [state() for state in self._states])):
+        # A replaced array has another address, unless the old one is gone and its memory was given away again.
+        if self._gone or not all(map(is_, numbers, self._numbers)):
             return False
-        return list(map(POINTER, self._locals(tensors))) == self._state_pointers
+        return list(map(POINTER, self._locals(arrays))) == self._state_pointers
 
     def moved(self, gradients: Tensors) -> list[int] | None:
         """Addresses of the gradients where some are elsewhere now; None where all are where they were.
@@ -147,23 +157,18 @@ class Binding:
         return pointers
 
 
-def _segments(slots: Sequence[Slot], state: Mapping[Any, Any]) -> list[tuple[Callable[[Any], Any], list[Any]]]:
-    """The state dicts of the slots, in runs of one group, each with what takes the tensors out of one."""
-    segments: list[tuple[Callable[[Any], Any], list[Any]]] = []
+def _segments(slots: Sequence[Slot], state: Mapping[Any, Any]) -> list[tuple[list[Any], list[Taker], list[Taker]]]:
+    """The state dicts of the slots, in runs of one group, each with what takes the arrays and the numbers out of one."""
+    segments: list[tuple[list[Any], list[Taker], list[Taker]]] = []
     last = None
     for slot in slots:
         rule = slot.group.rule
-        names = [name for name in (rule.step_key, *rule.scalar_state, *rule.kept_states) if name is not None]
-        if not names:
+        arrays, numbers = rule.kept_states, [name for name in (rule.step_key, *rule.scalar_state) if name is not None]
+        if not arrays and not numbers:
             continue
         if slot.group is not last:
-            segments.append((_taker(names), []))
+            takers = ([operator.itemgetter(name) for name in names] for names in (arrays, numbers))
+            segments.append(([], *takers))
             last = slot.group
-        segments[-1][1].append(state[slot.parameter])
+        segments[-1][0].append(state[slot.parameter])
     return segments
-
-
-def _taker(names: list[str]) -> Callable[[Any], Any]:
-    if len(names) > 1:
-        return operator.itemgetter(*names)
-    return lambda entry: (entry[names[0]],)

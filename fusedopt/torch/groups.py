@@ -11,7 +11,7 @@ import torch
 
 from fusedopt.groups import changed_rule
 from fusedopt.rules.rule import Rule
-from fusedopt.torch.places import Gpu, place_of
+from fusedopt.torch import places
 from fusedopt.torch.tensors import number_of
 
 ROUNDING = 1e-12  # a schedule that ends at zero may end this much below it
@@ -108,4 +108,4 @@ def _kernel_reads(value: Any, group: Mapping[str, Any]) -> bool:
     if not isinstance(value, torch.Tensor) or value.dtype not in (torch.float32, torch.float64):
         return False
     same = all(p.device == value.device for p in group["params"])
-    return same and isinstance(place_of(value.device), Gpu)
+    return same and isinstance(places.place_of(value.device), places.Gpu)

@@ -75,7 +75,9 @@ class Optimizer(torch.optim.Optimizer):
                 "    foreach, fused, capturable: Accepted, and of no effect: there is one algorithm, one launch a step.",
                 "    write_back_gradients: Under a GradScaler, leave gradients unscaled after a step, as torch does.",
             ]
-            cls.__doc__ = "\n".join([inspect.getdoc(rule) or "", "", "Args:", "    params: As torch.optim.", *lines, *ends])
+            cls.__doc__ = "\n".join(
+                [inspect.getdoc(rule) or "", "", "Args:", "    params: As torch.optim.", *lines, *ends]
+            )
 
     def __init__(self, params: Any, *args: Any, write_back_gradients: bool = True, **options: Any) -> None:
         if not hasattr(type(self), "rule"):
@@ -96,7 +98,9 @@ class Optimizer(torch.optim.Optimizer):
     def _positional(cls, args: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
         names = [name for name, field in cls.rule.options().items() if field.init and not field.kw_only]
         if len(args) > len(names):
-            raise TypeError(f"{cls.__name__} takes params and at most {len(names)} positional options, got {len(args)}.")
+            raise TypeError(
+                f"{cls.__name__} takes params and at most {len(names)} positional options, got {len(args)}."
+            )
         given = dict(zip(names, args))
         for name in given.keys() & options.keys():
             raise TypeError(f"{cls.__name__} got {name} twice, by position and by name.")
@@ -177,10 +181,10 @@ class Optimizer(torch.optim.Optimizer):
     def _update(self) -> None:
         params = [p for group in self.param_groups for p in group["params"]]
         gradients = list(map(GRADIENT, params))
-        absent = [gradient is None for gradient in gradients]
         present = [gradient for gradient in gradients if gradient is not None]
         if not present:
             return
+        absent = [] if len(present) == len(gradients) else [i for i, g in enumerate(gradients) if g is None]
         binding, pointers = self._binding, None
         if not self._read_groups() or binding is None or not binding.holds(params, absent, self.state):
             binding = None
@@ -210,7 +214,7 @@ class Optimizer(torch.optim.Optimizer):
             binding.copy_back(write_back)
             self._binding = None
 
-    def _bind(self, params: list[Any], gradients: list[Any], absent: list[bool]) -> Binding:
+    def _bind(self, params: list[Any], gradients: list[Any], absent: list[int]) -> Binding:
         """Check every tensor; then make the state that is missing, and the plans."""
         slots = []
         numbered = ((number, i) for number, group in enumerate(self.param_groups) for i in range(len(group["params"])))
@@ -224,7 +228,7 @@ class Optimizer(torch.optim.Optimizer):
                 "step() is captured before a step like it was taken: its state and tables would be made anew at every "
                 "replay; take one step outside of the graph first, with the same parameters, gradients and flags."
             )
-        counters, spans = self._counters, []
+        counters = self._counters
         for slot in slots:
             rule = slot.group.rule
             has_state = bool(rule.kept_states or rule.scalar_state or rule.step_key is not None)
@@ -232,10 +236,13 @@ class Optimizer(torch.optim.Optimizer):
             counters[slot.parameter] = slot.make_state(entry, counters.get(slot.parameter))
         by_place: dict[int, tuple[Place, list[int], list[Span]]] = {}
         for i, slot in enumerate(slots):
-            place, members, spans = by_place.setdefault(id(slot.place), (slot.place, [], []))
+            _, members, some = by_place.setdefault(id(slot.place), (slot.place, [], []))
             members.append(i)
-            spans.append(slot.span(counters[slot.parameter]))
-        routes = [Route(place, place.backend.plan(spans), members) for place, members, spans in by_place.values()]
+            some.append(slot.span(counters[slot.parameter]))
+        routes = [
+            Route(place, place.backend.plan(some), members, [s.size for s in some], [s.dtypes[1] for s in some])
+            for place, members, some in by_place.values()
+        ]
         return Binding(params, absent, slots, [counters[slot.parameter] for slot in slots], self.state, routes)
 
     @property
@@ -304,7 +311,9 @@ def _check_flags(flags: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     if flags.get("foreach") and not flags.get("capturable"):
         for name, value in options.items():
             if any(isinstance(v, torch.Tensor) for v in (value if isinstance(value, (tuple, list)) else (value,))):
-                raise ValueError(f"{name} as a tensor needs capturable=True beside foreach=True, as in torch; leave foreach out.")
+                raise ValueError(
+                    f"{name} as a tensor needs capturable=True beside foreach=True, as in torch; leave foreach out."
+                )
 
 
 def _check_params(params: list[Any], number: int) -> None:
@@ -316,7 +325,9 @@ def _check_params(params: list[Any], number: int) -> None:
             continue
         what = f"parameter {name} of group {number} (shape {tuple(p.shape)})"
         if not (p.is_leaf or p.retains_grad):
-            raise ValueError(f"{what}: can't optimize a non-leaf tensor; give the one that it was computed from, or detach it.")
+            raise ValueError(
+                f"{what}: can't optimize a non-leaf tensor; give the one that it was computed from, or detach it."
+            )
         if id(p) in seen:
             raise ValueError(f"{what} appears twice in its group; give each once.")
         seen.add(id(p))

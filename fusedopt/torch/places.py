@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import ml_dtypes  # noqa: F401  # makes "bfloat16" a name that NumPy knows
@@ -19,8 +20,8 @@ class Place(Protocol):
 
     backend: Backend
 
-    def memory(self, pointer: int, size: int, dtype: str) -> Any:
-        """Elements at an address, as the backend takes them."""
+    def memories(self, pointers: list[int], sizes: Sequence[int], dtypes: Sequence[str]) -> list[Any]:
+        """So many elements at each address, as the backend takes them."""
 
     def scalar(self, value: Any) -> Any:
         """`grad_scale` or `found_inf`, a number or a tensor on any device, as the backend takes it."""
@@ -34,16 +35,19 @@ def _bytes(count: int) -> Any:
     return ctypes.c_char * count
 
 
+def _array_at(pointer: int, size: int, dtype: np.dtype[Any]) -> Any:
+    if size == 0:
+        return np.empty(0, dtype)
+    return np.frombuffer(_bytes(size * dtype.itemsize).from_address(pointer), dtype)
+
+
 class Host:
     """The CPU. Its arrays do not own their memory: that keeps no gradient alive which its owner has dropped."""
 
     backend: Backend = numpy.BACKEND
 
-    def memory(self, pointer: int, size: int, dtype: str) -> Any:
-        kind = np.dtype(dtype)
-        if size == 0:
-            return np.empty(0, kind)
-        return np.frombuffer(_bytes(size * kind.itemsize).from_address(pointer), kind)
+    def memories(self, pointers: list[int], sizes: Sequence[int], dtypes: Sequence[str]) -> list[Any]:
+        return list(map(_array_at, pointers, sizes, map(np.dtype, dtypes)))
 
     def scalar(self, value: Any) -> Any:
         return None if value is None else float(value)
@@ -79,8 +83,8 @@ class Gpu:
         self.backend: Backend = DeviceBackend(surface)
         self._surface, self._device = surface, device
 
-    def memory(self, pointer: int, size: int, dtype: str) -> Any:
-        return pointer
+    def memories(self, pointers: list[int], sizes: Sequence[int], dtypes: Sequence[str]) -> list[Any]:
+        return pointers
 
     def scalar(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):

@@ -12,7 +12,7 @@ import torch
 
 from fusedopt.rules.rule import Rule
 from fusedopt.torch.groups import ReadGroup
-from fusedopt.torch.places import Place, place_of
+from fusedopt.torch import places
 from fusedopt.torch.tensors import DTYPES, has_order, in_order, is_plain, local, memory_order, number_of
 
 Entry = MutableMapping[str, Any]
@@ -169,8 +169,8 @@ class Slot:
             raise ValueError(f"{self.what}: its step must be a whole number from 0, got {step!r}.")
 
     @property
-    def place(self) -> Place:
-        return place_of(self.device)
+    def place(self) -> places.Place:
+        return places.place_of(self.device)
 
     def make_state(self, entry: Entry, counter: Counter | None) -> Counter:
         """Make what is missing of the state; returns the counter that goes with it, which may be the one that was."""
@@ -209,9 +209,10 @@ class Slot:
         placed = [tensor if has_order(tensor, order) else in_order(tensor, order) for tensor in tensors]
         self.copies = [(copy, t, t is self.gradient) for copy, t in zip(placed, tensors) if copy is not t]
         names = [DTYPES[tensor.dtype] for tensor in placed]
-        size, memory = self.local.numel(), self.place.memory
-        parameter, gradient, *states = [memory(t.data_ptr(), size, name) for t, name in zip(placed, names)]
-        counters = memory(counter.row.data_ptr(), counter.row.numel(), "float64")
-        if not isinstance(counters, int):
-            counters = counters.reshape(1, -1)
+        size = self.local.numel()
+        parameter, gradient, *states, counters = self.place.memories(
+            [tensor.data_ptr() for tensor in (*placed, counter.row)],
+            [size] * len(placed) + [counter.row.numel()],
+            [*names, "float64"],
+        )
         return Span(self.group, size, (names[0], names[1], names[-1]), parameter, gradient, states, counters)

@@ -58,7 +58,10 @@ def _as_torch_has_it(number: float, device: Any) -> torch.Tensor:
 
 
 def load(
-    saved: Mapping[str, Any], groups: Sequence[dict[str, Any]], rules: Sequence[Rule], state: dict[Any, Any],
+    saved: Mapping[str, Any],
+    groups: Sequence[dict[str, Any]],
+    rules: Sequence[Rule],
+    state: dict[Any, Any],
     counters: Mapping[torch.Tensor, Counter],
 ) -> None:
     """Check all of a state dict, then copy it: into the tensors that are there, where they fit.
@@ -132,7 +135,11 @@ def _filled(
                 filled[key] = torch.tensor(value, dtype=torch.float64)
             continue
         ours = filled.get(key)
-        if not isinstance(ours, torch.Tensor) or (ours.dtype, ours.device, ours.shape) != (value.dtype, p.device, p.shape):
+        if not isinstance(ours, torch.Tensor) or (ours.dtype, ours.device, ours.shape) != (
+            value.dtype,
+            p.device,
+            p.shape,
+        ):
             filled[key] = ours = torch.empty_like(p, dtype=value.dtype, memory_format=torch.preserve_format)
         ours.copy_(value)
     if counter is not None and counter.ages is not None and counter.ages() is filled.get(rule.kept_states[0]):
