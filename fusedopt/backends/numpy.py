@@ -50,7 +50,7 @@ class _Kind:
         after = {1 + i: scalars[name] for i, name in enumerate(names) if name in scalars}
         if self.counts:
             after[0] = step
-        constants = np.array([*(scalars[name] for name in self.traced.constants), grad_scale], self.real)
+        constants: Array = np.array([*(scalars[name] for name in self.traced.constants), grad_scale], self.real)
         values = self.uniform.values(constants)
         conditions = tuple(bool(values[number]) for number in self.uniform.conditions)
         planned = schedule(self.traced, conditions, self.converted, write_back)

@@ -12,11 +12,12 @@ import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fusedopt.rules.rule import Rule, check_declaration
+from fusedopt.torch import places
 from fusedopt.torch import state_dict as _state_dict
-from fusedopt.torch.binding import GRADIENT, Binding, Route
+from fusedopt.torch.binding import GRADIENT, Binding, Selection
+from fusedopt.torch.candidate import Candidate
 from fusedopt.torch.groups import ReadGroup, checked_rule, read
-from fusedopt.torch.places import Place
-from fusedopt.torch.slots import Counter, Slot, Span
+from fusedopt.torch.tensors import local, untraced
 
 # torch's choices of an algorithm. There is one here, which does what each of them is for.
 FLAGS = {"foreach": None, "capturable": False, "differentiable": False, "fused": None}
@@ -53,6 +54,7 @@ class Optimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
     # What is derived from the groups and the state, made anew where it is not there, as after a copy.
     _binding: Binding | None = None
+    _selection: Selection | None = None
     _reads: tuple[ReadGroup, ...] = ()
     _captured: tuple[Any, ...] = ()
 
@@ -108,7 +110,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # --- groups
 
-    @torch._disable_dynamo
+    @untraced
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a dict with "params" and options of its own, which is copied; unknown keys are kept, as torch does.
 
@@ -140,7 +142,7 @@ class Optimizer(torch.optim.Optimizer):
                 same = same and now.rule.flags == before.rule.flags
                 vars(before).update(vars(now))  # in place, since plans hold on to it
                 if self._binding is not None:
-                    self._binding.stale = True
+                    self._binding.version += 1
         return same
 
     def upload_hyperparameters(self) -> None:
@@ -150,8 +152,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         if not self._read_groups():
             self._binding = None  # a step will plan with the other flags; a captured graph keeps its own
-        elif self._binding is not None:
-            self._binding.refresh()
+        elif self._selection is not None:
+            self._selection.refresh()
         for plan in self._captured:
             plan.refresh()
 
@@ -176,7 +178,7 @@ class Optimizer(torch.optim.Optimizer):
         self._update()
         return loss
 
-    @torch._disable_dynamo
+    @untraced
     @torch.no_grad()
     def _update(self) -> None:
         params = [p for group in self.param_groups for p in group["params"]]
@@ -185,65 +187,77 @@ class Optimizer(torch.optim.Optimizer):
         if not present:
             return
         absent = [] if len(present) == len(gradients) else [i for i, g in enumerate(gradients) if g is None]
-        binding, pointers = self._binding, None
-        if not self._read_groups() or binding is None or not binding.holds(params, absent, self.state):
-            binding = None
-        else:
-            try:
-                pointers = binding.moved(present)
-            except LookupError:
-                binding = None
-        if binding is None:
-            self._binding = binding = self._bind(params, gradients, absent)
-        if binding.stale:
-            binding.refresh()
+        if not self._read_groups() or self._binding is None or not self._binding.holds(self.state):
+            self._binding, self._selection = Binding(), None
+        selection, moved = self._selection, True
+        try:
+            if selection is not None and selection.is_of(params, absent):
+                moved = selection.moved(present)
+            else:
+                selection = None
+        except LookupError:
+            selection = None
+        if selection is None:
+            selection = self._select(params, gradients, absent)
+            moved = not selection.copies and selection.moved(present)
+        self._selection = selection
+        selection.refresh()
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         write_back = grad_scale is not None and self.write_back_gradients
-        for route in binding.routes:
+        for route in selection.routes:
             plan = route.plan
             if route.place.capturing():
                 plan = plan.captured()  # type: ignore[attr-defined]  # of a device, where graphs are
-                plan.move(binding.gradients(route))
+                plan.move(selection.gradients(route))
                 self._captured += (plan,)
-            elif pointers is not None:
-                plan.move(binding.gradients(route))
+            elif moved:
+                plan.move(selection.gradients(route))
             plan.step(route.place.scalar(grad_scale), route.place.scalar(found_inf), write_back)
-        written = binding.stepping + present if write_back else binding.stepping
+        written = selection.parameters + present if write_back else selection.parameters
         torch.autograd.graph.increment_version(written)  # for autograd, past which memory was written
-        if binding.copies:
-            binding.copy_back(write_back)
+        for copy in selection.copies:
             self._binding = None
+            if write_back or not copy.gradient:
+                copy.original.copy_(copy.copy)
 
-    def _bind(self, params: list[Any], gradients: list[Any], absent: list[int]) -> Binding:
-        """Check every tensor; then make the state that is missing, and the plans."""
-        slots = []
-        numbered = ((number, i) for number, group in enumerate(self.param_groups) for i in range(len(group["params"])))
-        for p, gradient, (number, i) in zip(params, gradients, numbered):
-            if gradient is not None:
-                names = self.param_groups[number].get("param_names")
-                name = repr(names[i]) if names else f"{i} of group {number}"
-                slots.append(Slot(name, p, gradient, self.state.get(p), self._reads[number]))
-        if any(place.capturing() for place in {id(slot.place): slot.place for slot in slots}.values()):
+    def _select(self, params: list[Any], gradients: list[Any], absent: list[int]) -> Selection:
+        """The plans for the parameters that have gradients; those that are not bound as they are now, are bound first."""
+        binding = self._binding
+        assert binding is not None
+        candidates = []
+        for index, (p, gradient) in enumerate(zip(params, gradients)):
+            if gradient is not None and not binding.knows(p, gradient):
+                number, name = self._place_of(index)
+                candidates.append(Candidate(name, p, gradient, self.state.get(p), self._reads[number]))
+        stepping = [p for p, gradient in zip(params, gradients) if gradient is not None]
+        selection = None if candidates else binding.selection(stepping, params, absent)
+        if selection is not None:
+            return selection
+        if any(places.place_of(local(p).device).capturing() for p in stepping):
             raise RuntimeError(
                 "step() is captured before a step like it was taken: its state and tables would be made anew at every "
                 "replay; take one step outside of the graph first, with the same parameters, gradients and flags."
             )
-        counters = self._counters
-        for slot in slots:
-            rule = slot.group.rule
-            has_state = bool(rule.kept_states or rule.scalar_state or rule.step_key is not None)
-            entry = self.state[slot.parameter] if has_state else {}
-            counters[slot.parameter] = slot.make_state(entry, counters.get(slot.parameter))
-        by_place: dict[int, tuple[Place, list[int], list[Span]]] = {}
-        for i, slot in enumerate(slots):
-            _, members, some = by_place.setdefault(id(slot.place), (slot.place, [], []))
-            members.append(i)
-            some.append(slot.span(counters[slot.parameter]))
-        routes = [
-            Route(place, place.backend.plan(some), members, [s.size for s in some], [s.dtypes[1] for s in some])
-            for place, members, some in by_place.values()
-        ]
-        return Binding(params, absent, slots, [counters[slot.parameter] for slot in slots], self.state, routes)
+        slots, counters = [], self._counters
+        for candidate in candidates:
+            entry = self.state[candidate.parameter] if candidate.group.rule.counts else {}
+            slots.append(candidate.made_ready(entry, counters.get(candidate.parameter)))
+            counters[candidate.parameter] = slots[-1].counter
+        if any(slot.copies for slot in slots) and len(slots) < len(stepping):
+            self._binding = Binding()  # copies are for one step, and all are taken at once
+            return self._select(params, gradients, absent)
+        binding.add(slots, self.state)
+        return binding.new_selection(stepping, params, absent)
+
+    def _place_of(self, index: int) -> tuple[int, str]:
+        """The group of one of all parameters, and its name there."""
+        for number, group in enumerate(self.param_groups):
+            if index < len(group["params"]):
+                return number, repr(
+                    group["param_names"][index]
+                ) if "param_names" in group else f"{index} of group {number}"
+            index -= len(group["params"])
+        raise IndexError(index)
 
     @property
     def _counters(self) -> Any:
@@ -252,7 +266,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # --- state dicts and copies
 
-    @torch._disable_dynamo
+    @untraced
     def state_dict(self) -> dict[str, Any]:
         """State and options in torch.optim's format, to load there or here; the state tensors are the live ones."""
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
@@ -274,7 +288,7 @@ class Optimizer(torch.optim.Optimizer):
             state_dict = post_hook(self, state_dict) or state_dict
         return state_dict
 
-    @torch._disable_dynamo
+    @untraced
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state dict of torch.optim or of this library: checked whole, then copied, and never cast.

@@ -13,8 +13,8 @@ import torch
 from fusedopt.rules.rule import Rule
 from fusedopt.state_dict import checked_entry, checked_groups
 from fusedopt.torch.groups import checked_rule
-from fusedopt.torch.slots import Counter, storable
-from fusedopt.torch.tensors import is_plain
+from fusedopt.torch.slots import Counter
+from fusedopt.torch.tensors import is_plain, storable
 
 State = Mapping[torch.Tensor, Mapping[str, Any]]
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+# For what torch.compile shall leave alone. (torch.compiler.disable would import the compiler here, which takes a second.)
+untraced = torch._disable_dynamo  # type: ignore[attr-defined]
+
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -48,3 +51,10 @@ def in_order(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
     """A copy whose elements lie in memory in this order."""
     copy = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
     return copy.copy_(tensor)
+
+
+def storable(dtype: torch.dtype, parameter: torch.dtype) -> bool:
+    """Whether a gradient or a state may have this dtype: float64 goes with itself and float32 alone."""
+    if parameter == torch.float64:
+        return dtype in (torch.float64, torch.float32)
+    return dtype in DTYPES and dtype != torch.float64
