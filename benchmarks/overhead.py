@@ -79,7 +79,7 @@ class Steps:
         self.plans = list(self.optimizer._plans)
         for plan in self.plans:
             if path != CUDA:
-                plan.pieces = [(0, 0, 0), (0, 0, 0)] if path == TWO_THREADS else []
+                plan.pieces, plan.threaded = ([(0, 0, 0), (0, 0, 0)], True) if path == TWO_THREADS else ([], False)
 
     def _set_gradients(self) -> None:
         for parameter, gradient in zip(self.parameters, self.gradients):

@@ -187,7 +187,7 @@ class DevicePlan:
         self._backend.uploads.upload(self._span_table, self._table)
 
     def captured(self) -> DevicePlan:
-        """A copy for a graph, with a span table of its own, whose upload by `move` is part of it; numbers are shared."""
+        """A copy for a graph, with a span table of its own, which `move` uploads as part of it; numbers are shared."""
         plan = copy.copy(self)
         plan._origin = self  # which keeps the other tables
         plan._table, plan._arguments, plan._scalars = self._table.copy(), self._arguments.copy(), {}

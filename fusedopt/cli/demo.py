@@ -20,26 +20,33 @@ from fusedopt.cli.loss_curve import save_picture, text_curve
 from fusedopt.cli.side_by_side import compare_with_naive, on_host
 
 LEARNING_RATES = {"adamw": 4e-3, "adam": 4e-3, "sgd": 0.2}
-QUICK_STEPS = 100
+STEPS, QUICK_STEPS = 1500, 100
 RESUMED_STEPS = 20  # that a run resumed half-way takes beside the first
 PROMPT = "The function is "
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--optimizer", choices=LEARNING_RATES, default="adamw", help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=1500, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help=f"training steps (default: {STEPS})")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches (default: %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="where to save the picture of the loss curve")
+    parser.add_argument("--torch", action="store_true", help="a transformer, by torch.optim and by fusedopt.torch")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps and small arrays: a few seconds")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """0; 1 where the resumed run or the naive step disagrees."""
     _check(arguments)
+    if arguments.torch:
+        from fusedopt.cli import torch_demo  # torch takes seconds
+
+        return torch_demo.run(arguments)
     console = Console(highlight=False)
     xp = fusedopt.array_module()
     text = Text()
-    training = Training(text, arguments.optimizer, QUICK_STEPS if arguments.quick else arguments.steps, arguments.seed)
+    training = Training(
+        text, arguments.optimizer, QUICK_STEPS if arguments.quick else arguments.steps or STEPS, arguments.seed
+    )
     uniform = float(np.log(len(text.vocabulary)))
     console.print(
         f"[bold]{type(training.optimizer).__name__}[/bold] on {'NumPy' if xp is np else 'CuPy'} arrays:"
@@ -61,7 +68,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if arguments.steps < 1:
+    if arguments.torch and not find_spec("torch"):
+        raise ImportError("--torch needs PyTorch: pip install torch, or 'fusedopt[torch]'")
+    if arguments.torch and (arguments.plot or arguments.optimizer != "adamw"):
+        raise ValueError("--torch trains with AdamW and draws no picture; leave --optimizer and --plot out.")
+    if arguments.steps is not None and arguments.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {arguments.steps}.")
     if arguments.plot and not arguments.plot.resolve().parent.is_dir():
         raise FileNotFoundError(f"--plot {arguments.plot}: its folder does not exist.")

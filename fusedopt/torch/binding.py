@@ -16,7 +16,7 @@ import torch
 
 from fusedopt.backends import Plan
 from fusedopt.torch.places import Place
-from fusedopt.torch.slots import Counter, Slot
+from fusedopt.torch.slots import Slot
 from fusedopt.torch.tensors import is_plain, local
 
 # Methods of C, mapped over lists: with a loop in Python a step over 300 tensors would take twice as long.

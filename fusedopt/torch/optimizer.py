@@ -74,7 +74,7 @@ class Optimizer(torch.optim.Optimizer):
         if cls.__doc__ is None:
             lines = [f"    {name}: {field.metadata['doc']}." for name, field in rule.options().items() if field.init]
             ends = [
-                "    foreach, fused, capturable: Accepted, and of no effect: there is one algorithm, one launch a step.",
+                "    foreach, fused, capturable: Accepted, and of no effect: there is one algorithm.",
                 "    write_back_gradients: Under a GradScaler, leave gradients unscaled after a step, as torch does.",
             ]
             cls.__doc__ = "\n".join(
@@ -169,7 +169,7 @@ class Optimizer(torch.optim.Optimizer):
             The closure's value, or None.
 
         Raises:
-            RuntimeError, TypeError, ValueError: A gradient, a state or an option does not fit; nothing has changed then.
+            RuntimeError, TypeError, ValueError: A gradient, a state or an option does not fit; nothing changed then.
         """
         loss = None
         if closure is not None:
@@ -221,7 +221,7 @@ class Optimizer(torch.optim.Optimizer):
                 copy.original.copy_(copy.copy)
 
     def _select(self, params: list[Any], gradients: list[Any], absent: list[int]) -> Selection:
-        """The plans for the parameters that have gradients; those that are not bound as they are now, are bound first."""
+        """The plans for the parameters that have gradients; those that are not bound as they are, are bound first."""
         binding = self._binding
         assert binding is not None
         candidates = []

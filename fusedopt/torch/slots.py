@@ -1,4 +1,4 @@
-"""Records of where a parameter's tensors are, as kernels need them: its counter, its span, and what was read of them."""
+"""Where a parameter's tensors are, as kernels need them: its counter, its span, and what was read of them."""
 
 from __future__ import annotations
 

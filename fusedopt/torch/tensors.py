@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-# For what torch.compile shall leave alone. (torch.compiler.disable would import the compiler here, which takes a second.)
+# For what torch.compile shall leave alone. (torch.compiler.disable would import the compiler here: a second.)
 untraced = torch._disable_dynamo  # type: ignore[attr-defined]
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.float16: "float16", torch.bfloat16: "bfloat16"}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 import fusedopt
-from fusedopt.cli import demo, main, side_by_side
+from fusedopt.cli import demo, main, side_by_side, torch_demo
 from fusedopt.cli.character_model import CONTEXT, CharacterModel, Text, english_text
 from fusedopt.cli.loss_curve import text_curve
 
@@ -171,3 +173,21 @@ def test_a_steep_text_curve_is_drawn_through_every_line() -> None:
 
 def test_the_text_curve_of_one_loss_is_flat() -> None:
     assert "⠉" * 5 in text_curve([0], [2.0], width=5, height=2)
+
+
+def test_the_torch_demo_trains_the_same_with_both_imports(capsys):
+    assert main(["demo", "--torch", "--quick"]) == 0
+    assert "one training" in capsys.readouterr().out
+
+
+def test_the_torch_demo_sees_another_optimizer(monkeypatch, capsys):
+    wrong = functools.partial(torch.optim.AdamW, betas=(0.5, 0.9))
+    monkeypatch.setitem(torch_demo.OPTIMIZERS, "fusedopt.torch", wrong)
+    assert main(["demo", "--torch", "--quick"]) == 1
+    assert "two different trainings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--optimizer", "sgd"], ["--plot", "curve.png"]])
+def test_the_torch_demo_refuses_what_it_does_not_do(words, capsys):
+    assert main(["demo", "--torch", *words]) == 2
+    assert "leave --optimizer and --plot out" in capsys.readouterr().err

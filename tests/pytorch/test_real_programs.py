@@ -1,0 +1,290 @@
+"""Programs of Hugging Face, accelerate and Lightning: with the import changed, each does what it did, and resumes.
+
+Every model is made from a config and every example by a seed, so that nothing is downloaded.
+"""
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+import fusedopt.torch as ours
+
+# The three packages warn about their own affairs, such as how few workers a loader has, and of what torch will drop.
+# What stays an error concerns the optimizer: warnings out of fusedopt, and torch's about a scheduler that saw no step.
+pytestmark = [
+    pytest.mark.frameworks,
+    pytest.mark.filterwarnings("ignore", "error:::fusedopt", "error:Detected call of"),
+]
+
+VOCABULARY, LENGTH, EXAMPLES, BATCH, ACCUMULATED = 31, 12, 16, 2, 2
+EPOCHS, TOTAL = 3, 12  # optimizer steps: 4 an epoch
+WARMUP, CLIP = 3, 0.5  # gradients are several times longer
+# An epsilon of this size bounds what a step passes on of a gradient's rounding error: lr / eps = 10 times.
+OPTIONS = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}
+
+Parameters = dict[str, torch.Tensor]
+
+
+def examples() -> list[dict[str, torch.Tensor]]:
+    tokens = torch.randint(VOCABULARY, (EXAMPLES, LENGTH), generator=torch.Generator().manual_seed(1))
+    return [{"input_ids": row, "labels": row} for row in tokens]
+
+
+def language_model(seed: int) -> Any:
+    """GPT-2 with two layers of width 16; its output layer is its embedding."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    size = {"vocab_size": VOCABULARY, "n_positions": LENGTH, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2LMHeadModel(GPT2Config(**size, **dropout, bos_token_id=0, eos_token_id=0))
+
+
+def parameters_of(model: torch.nn.Module) -> Parameters:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+# --- the programs: each takes the module to import from, a folder, and whether to stop there or to resume from it
+
+
+def hugging_face(optim: ModuleType, folder: Path, stop: bool, resume: bool, by_class: bool, bf16: bool) -> Parameters:
+    """transformers.Trainer; it stops and resumes in the middle of an epoch."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments, get_linear_schedule_with_warmup
+
+    class Stop(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = True
+
+    model = language_model(seed=int(resume))
+    if by_class:
+        choice: dict[str, Any] = {"optimizer_cls_and_kwargs": (optim.AdamW, OPTIONS)}
+    else:
+        optimizer = optim.AdamW(model.named_parameters(), **OPTIONS)
+        choice = {"optimizers": (optimizer, get_linear_schedule_with_warmup(optimizer, WARMUP, TOTAL))}
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=TOTAL,
+        per_device_train_batch_size=BATCH,
+        gradient_accumulation_steps=ACCUMULATED,
+        max_grad_norm=CLIP,
+        lr_scheduler_type="cosine",
+        warmup_steps=WARMUP,
+        save_steps=6,
+        bf16=bf16,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    callbacks = [Stop()] if stop else []
+    trainer = Trainer(model, arguments, train_dataset=examples(), callbacks=callbacks, **choice)
+    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-6") if resume else None)
+    return parameters_of(trainer.model)
+
+
+def accelerated(optim: ModuleType, folder: Path, stop: bool, resume: bool, precision: str) -> Parameters:
+    """A loop of one's own around accelerate; it stops and resumes in the middle of an epoch."""
+    from accelerate import Accelerator
+    from transformers import get_cosine_schedule_with_warmup
+
+    accelerator = Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=ACCUMULATED)
+    model = language_model(seed=int(resume))
+    optimizer = optim.AdamW(model.parameters(), **OPTIONS)
+    schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP, TOTAL)
+    loader = torch.utils.data.DataLoader(examples(), BATCH)
+    model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
+    done = 0
+    if resume:
+        accelerator.load_state(str(folder))
+        done = 6 * ACCUMULATED
+    while done < EPOCHS * len(loader):
+        for batch in accelerator.skip_first_batches(loader, done % len(loader)):
+            with accelerator.accumulate(model):
+                accelerator.backward(model(**batch).loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), CLIP)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+            done += 1
+            if stop and done == 6 * ACCUMULATED:
+                accelerator.save_state(str(folder))
+                return {}
+    return parameters_of(accelerator.unwrap_model(model))
+
+
+def automatic(
+    optim: ModuleType, folder: Path, stop: bool, resume: bool, precision: str, without_loss: tuple[int, ...] = ()
+) -> Parameters:
+    """Lightning that steps by itself, through closures; OneCycleLR moves betas too."""
+    import lightning
+
+    class Model(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = language_model(seed=int(resume))
+
+        def training_step(self, batch: Any, number: int) -> Any:
+            return None if number in without_loss else self.model(**batch).loss
+
+        def configure_optimizers(self) -> Any:
+            # Among torch's own, the fused one alone computes a step of bfloat16 parameters in float32, as ours does.
+            optimizer = optim.AdamW(self.parameters(), **OPTIONS, fused=True if precision == "bf16-true" else None)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, OPTIONS["lr"], total_steps=TOTAL)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    settings = {"gradient_clip_val": CLIP, "accumulate_grad_batches": ACCUMULATED, "precision": precision}
+    return fitted(Model(), examples(), folder, stop, resume, **settings)
+
+
+def manual(optim: ModuleType, folder: Path, stop: bool, resume: bool) -> Parameters:
+    """Lightning that leaves stepping to the module: a generator and its critic, each with an optimizer and a schedule."""
+    import lightning
+    from torch.nn.functional import softplus
+
+    class Adversaries(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            torch.manual_seed(int(resume))
+            self.generator = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 8))
+            self.critic = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+
+        def training_step(self, batch: Any, number: int) -> None:
+            real, noise = batch[:, :8], batch[:, 8:]
+            losses = (
+                lambda: softplus(-self.critic(self.generator(noise))).mean(),
+                lambda: (softplus(-self.critic(real)) + softplus(self.critic(self.generator(noise)))).mean(),
+            )
+            for optimizer, schedule, loss in zip(self.optimizers(), self.lr_schedulers(), losses):
+                self.toggle_optimizer(optimizer)
+                optimizer.zero_grad()
+                self.manual_backward(loss())
+                self.clip_gradients(optimizer, gradient_clip_val=CLIP, gradient_clip_algorithm="norm")
+                optimizer.step()
+                schedule.step()
+                self.untoggle_optimizer(optimizer)
+
+        def configure_optimizers(self) -> Any:
+            optimizers = [
+                optim.AdamW(self.generator.parameters(), **OPTIONS),
+                optim.SGD(self.critic.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
+            ]
+            return optimizers, [torch.optim.lr_scheduler.LinearLR(o, 0.1, total_iters=WARMUP) for o in optimizers]
+
+    numbers = torch.randn(EXAMPLES, LENGTH, generator=torch.Generator().manual_seed(1))
+    return fitted(Adversaries(), list(numbers), folder, stop, resume)
+
+
+def fitted(module: Any, data: Any, folder: Path, stop: bool, resume: bool, **settings: Any) -> Parameters:
+    """Lightning stops and resumes between epochs, since its loaders start each epoch anew."""
+    import lightning
+
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=2 if stop else EPOCHS,
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(data, BATCH), ckpt_path=folder / "stopped.ckpt" if resume else None)
+    if stop:
+        trainer.save_checkpoint(folder / "stopped.ckpt")
+    return parameters_of(module)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A row of the table.
+
+    Attributes:
+        run: The program.
+        settings: What it is told further.
+        tolerance: How far its parameters may end from those with torch.optim, relative to max(1, |p|).
+        steps: How many steps each class takes.
+    """
+
+    run: Callable[..., Parameters]
+    settings: dict[str, Any]
+    tolerance: float
+    steps: dict[str, int] = dataclasses.field(default_factory=lambda: {"AdamW": TOTAL})
+
+    def __call__(self, optim: ModuleType, folder: Path, stop: bool = False, resume: bool = False) -> Parameters:
+        return self.run(optim, folder, stop, resume, **self.settings)
+
+
+FLOAT32 = 2e-6
+PROGRAMS = {
+    "Trainer, an optimizer": Program(hugging_face, {"by_class": False, "bf16": False}, FLOAT32),
+    "Trainer, a class": Program(hugging_face, {"by_class": True, "bf16": False}, FLOAT32),
+    "Trainer, bf16": Program(hugging_face, {"by_class": False, "bf16": True}, FLOAT32),
+    "accelerate": Program(accelerated, {"precision": "no"}, FLOAT32),
+    "accelerate, bf16": Program(accelerated, {"precision": "bf16"}, FLOAT32),
+    "Lightning": Program(automatic, {"precision": "32-true"}, FLOAT32),
+    "Lightning, bf16-mixed": Program(automatic, {"precision": "bf16-mixed"}, FLOAT32),
+    "Lightning, bf16-true": Program(automatic, {"precision": "bf16-true"}, FLOAT32),
+    "Lightning, steps without loss": Program(automatic, {"precision": "32-true", "without_loss": (1, 4, 5)}, FLOAT32),
+    "Lightning, manual": Program(manual, {}, FLOAT32, {"AdamW": 24, "SGD": 24}),
+}
+each_program = pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_process_of_its_own() -> Iterator[None]:
+    """accelerate keeps the first Accelerator's settings for the process, and the Trainer writes to the environment."""
+    with mock.patch.dict(os.environ, {"HF_HUB_OFFLINE": "1"}):
+        from accelerate.state import AcceleratorState, GradientState
+
+        yield
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+@pytest.fixture
+def stepped() -> Iterator[Counter[type]]:
+    """How often optimizers of each class have stepped; so it shows that no program took one of its own."""
+    steps: Counter[type] = Counter()
+    hook = torch.optim.optimizer.register_optimizer_step_post_hook(lambda o, *_: steps.update([type(o)]))
+    yield steps
+    hook.remove()
+
+
+def assert_within(found: Parameters, expected: Parameters, tolerance: float) -> None:
+    assert found.keys() == expected.keys() != set()
+    far = {n: ((p - expected[n]).abs() / expected[n].abs().clamp(min=1)).max().item() for n, p in found.items()}
+    assert max(far.values()) <= tolerance, far
+
+
+@each_program
+def test_a_program_ends_as_with_torch_optim(program: Program, tmp_path: Path, stepped: Counter[type]) -> None:
+    expected = program(torch.optim, tmp_path / "theirs")
+    stepped.clear()
+    found = program(ours, tmp_path / "ours")
+    assert stepped == {getattr(ours, name): count for name, count in program.steps.items()}
+    assert_within(found, expected, program.tolerance)
+
+
+@each_program
+def test_a_program_stopped_and_resumed_ends_bitwise_as_if_it_had_run_on(
+    program: Program, tmp_path: Path, stepped: Counter[type]
+) -> None:
+    uninterrupted = program(ours, tmp_path / "uninterrupted")
+    stepped.clear()
+    program(ours, tmp_path / "stopped", stop=True)
+    before = stepped.copy()
+    resumed = program(ours, tmp_path / "stopped", resume=True)
+    expected = {getattr(ours, name): count for name, count in program.steps.items()}
+    assert stepped == expected
+    assert all(0 < before[kind] < expected[kind] for kind in expected)
+    assert resumed.keys() == uninterrupted.keys() != set()
+    assert [name for name, p in resumed.items() if not torch.equal(p, uninterrupted[name])] == []
