@@ -1,28 +1,41 @@
-"""The README's Python runs as it is printed, block after block in one program."""
+"""The Python of the README and of docs/ runs as it is printed, block after block in one program."""
 
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def run_blocks(text: str) -> dict[str, Any]:
+    """What the program has defined at its end."""
+    program: dict[str, Any] = {"__name__": "readme"}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "a block", "exec"), program)
+    return program
 
 
 def test_every_block_of_the_readme_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) >= 4
-    program: dict[str, object] = {"__name__": "readme"}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), program)
+    program = run_blocks(README)
     loss = abs(program["x"] @ program["w"].data + program["b"].data - program["y"]).mean()
     assert loss < 0.19, "ten steps of Adam have not learned anything"  # zeros start at 0.1 * 1 + 0.9 * 0.1... = 0.1
 
 
+def test_every_block_of_the_page_on_torch_runs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    program = run_blocks((ROOT / "docs" / "torch.md").read_text())
+    assert (tmp_path / "optimizer.pt").exists()
+    assert all(p.grad is None for p in program["released"])
+
+
 def test_every_test_that_the_readme_names_is_there():
     for path in re.findall(r"`((?:tests|benchmarks)/\S+\.py)`", README):
-        assert (Path(__file__).parents[1] / path).exists(), path
+        assert (ROOT / path).exists(), path
 
 
 def test_the_table_of_speed_is_the_committed_result():
-    tables = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "tables.py"))
+    tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
     assert tables["readme_with_table"]() == README, "run python benchmarks/tables.py"
