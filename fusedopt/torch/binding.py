@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fusedopt.backends import Plan
+from fusedopt.torch.groups import ReadGroup
 from fusedopt.torch.places import Place
 from fusedopt.torch.slots import Slot
 from fusedopt.torch.tensors import is_plain, local
@@ -36,12 +37,14 @@ class Binding:
     """Parameters with their state, good while the memory of both stays where it is.
 
     Attributes:
+        sizes: Of the param groups, in parameters.
         members: The parameters.
         places: The place of each member by its id.
         version: Counts the changes of hyperparameters.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: list[int]) -> None:
+        self.sizes = sizes
         self.members: Tensors = []
         self.places: dict[int, int] = {}
         self.slots: list[Slot] = []
@@ -69,14 +72,13 @@ class Binding:
         self._keys, self._entries = list(state), list(state.values())
         self._segments = _segments(self.slots, state)
         arrays, self._numbers = self._state_tensors()
-        self._gone: list[Any] = []  # state arrays that died
-        self._arrays = [weakref.ref(array, self._gone.append) for array in arrays]
+        self._arrays = list(map(weakref.ref, arrays))
         self._array_pointers = list(map(POINTER, _locals(arrays, self.sharded)))
 
-    def knows(self, parameter: torch.Tensor, gradient: torch.Tensor) -> bool:
-        """Whether the parameter is a member, with gradients like this one."""
+    def knows(self, parameter: torch.Tensor, gradient: torch.Tensor, group: ReadGroup) -> bool:
+        """Whether the parameter is a member, of this group, and with gradients like this one."""
         place = self.places.get(id(parameter))
-        if place is None:
+        if place is None or self.slots[place].group is not group:
             return False
         slot, here = self.slots[place], local(gradient)
         kind = slot.gradient_dtype, slot.size, slot.gradient_strides
@@ -110,8 +112,10 @@ class Binding:
                 numbers += map(take, entries)
         return arrays, numbers
 
-    def holds(self, state: Mapping[Any, Any]) -> bool:
+    def holds(self, state: Mapping[Any, Any], sizes: list[int]) -> bool:
         """Whether all members and their state are where they were."""
+        if sizes != self.sizes:
+            return False
         parameters = _locals(self.members, self.sharded)
         if list(map(POINTER, parameters)) != self._pointers:
             return False
@@ -127,8 +131,7 @@ class Binding:
             arrays, numbers = self._state_tensors()
         except KeyError:
             return False
-        # A replaced array has another address, unless the old one is gone and its memory was given away again.
-        if self._gone or not all(map(is_, numbers, self._numbers)):
+        if not all(map(is_, numbers, self._numbers)) or not all(map(is_, arrays, [array() for array in self._arrays])):
             return False
         return list(map(POINTER, _locals(arrays, self.sharded))) == self._array_pointers
 

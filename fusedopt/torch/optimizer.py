@@ -187,8 +187,9 @@ class Optimizer(torch.optim.Optimizer):
         if not present:
             return
         absent = [] if len(present) == len(gradients) else [i for i, g in enumerate(gradients) if g is None]
-        if not self._read_groups() or self._binding is None or not self._binding.holds(self.state):
-            self._binding, self._selection = Binding(), None
+        sizes = [len(group["params"]) for group in self.param_groups]
+        if not self._read_groups() or self._binding is None or not self._binding.holds(self.state, sizes):
+            self._binding, self._selection = Binding(sizes), None
         selection, moved = self._selection, True
         try:
             if selection is not None and selection.is_of(params, absent):
@@ -224,12 +225,16 @@ class Optimizer(torch.optim.Optimizer):
         """The plans for the parameters that have gradients; those that are not bound as they are, are bound first."""
         binding = self._binding
         assert binding is not None
-        candidates = []
-        for index, (p, gradient) in enumerate(zip(params, gradients)):
-            if gradient is not None and not binding.knows(p, gradient):
-                number, name = self._place_of(index)
-                candidates.append(Candidate(name, p, gradient, self.state.get(p), self._reads[number]))
-        stepping = [p for p, gradient in zip(params, gradients) if gradient is not None]
+        stepping, candidates, following = [], [], iter(gradients)
+        for number, (group, said) in enumerate(zip(self.param_groups, self._reads)):
+            names = group.get("param_names")
+            for i, (p, gradient) in enumerate(zip(group["params"], following)):
+                if gradient is None:
+                    continue
+                stepping.append(p)
+                if not binding.knows(p, gradient, said):
+                    name = repr(names[i]) if names else f"{i} of group {number}"
+                    candidates.append(Candidate(name, p, gradient, self.state.get(p), said))
         selection = None if candidates else binding.selection(stepping, params, absent)
         if selection is not None:
             return selection
@@ -244,20 +249,10 @@ class Optimizer(torch.optim.Optimizer):
             slots.append(candidate.made_ready(entry, counters.get(candidate.parameter)))
             counters[candidate.parameter] = slots[-1].counter
         if any(slot.copies for slot in slots) and len(slots) < len(stepping):
-            self._binding = Binding()  # copies are for one step, and all are taken at once
+            self._binding = Binding(binding.sizes)  # copies are for one step, and all are taken at once
             return self._select(params, gradients, absent)
         binding.add(slots, self.state)
         return binding.new_selection(stepping, params, absent)
-
-    def _place_of(self, index: int) -> tuple[int, str]:
-        """The group of one of all parameters, and its name there."""
-        for number, group in enumerate(self.param_groups):
-            if index < len(group["params"]):
-                return number, repr(
-                    group["param_names"][index]
-                ) if "param_names" in group else f"{index} of group {number}"
-            index -= len(group["params"])
-        raise IndexError(index)
 
     @property
     def _counters(self) -> Any:

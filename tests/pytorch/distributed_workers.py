@@ -19,15 +19,26 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
 from torch.distributed.tensor.debug import CommDebugMode
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 from torch.nn.parallel import DistributedDataParallel
 
-TIMEOUT = 60.0  # seconds for one call, of which imports take five on a busy machine; a hang fails after them
+TIMEOUT = 30.0  # seconds for one call, of which imports take five on a busy machine; a hang fails after them
 LEFT_BEHIND = 3.0  # seconds that the other processes get after one has raised: they may wait for it in a collective
 
 
@@ -103,7 +114,7 @@ class World:
 
 def _serve(rank: int, size: int, meeting: str, calls: multiprocessing.connection.Connection) -> None:
     torch.set_num_threads(1)
-    limit = datetime.timedelta(seconds=TIMEOUT)
+    limit = datetime.timedelta(seconds=TIMEOUT / 2)
     dist.init_process_group("gloo", store=dist.FileStore(meeting, size), rank=rank, world_size=size, timeout=limit)
     while True:
         try:
@@ -269,7 +280,11 @@ def zero(
     two_groups: bool = False,
     **options: Any,
 ) -> Trained:
-    """Train with ZeroRedundancyOptimizer; notes its consolidated state dict, and the names that this process updates."""
+    """Train with ZeroRedundancyOptimizer; notes its consolidated state dict, and the names that are updated here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of its own torch.jit.script
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
     model = DistributedDataParallel(Model(), bucket_cap_mb=1e-4)
     weights = [p for p in model.parameters() if p.ndim == 2]
     first = weights if two_groups else model.parameters()
@@ -422,7 +437,13 @@ def resume(
             saved = torch.load(f"{directory}/checkpoint.pt", weights_only=True)
         model_state, state = saved["model"], saved["optimizer"]
         options = StateDictOptions(full_state_dict=True, cpu_offload=not broadcast, broadcast_from_rank0=broadcast)
-    set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=state, options=options)
+    if (
+        kind == "full, broadcast"
+    ):  # set_state_dict leaves the model out where its state dict is empty, as here after rank 0
+        set_model_state_dict(model, model_state, options=options)
+        set_optimizer_state_dict(model, optimizer, state, options=options)
+    else:
+        set_state_dict(model, optimizer, model_state_dict=model_state, optim_state_dict=state, options=options)
     loaded = trained(model, optimizer)
     training.run(model, optimizer, steps, halves())
     return loaded, trained(model, optimizer)
@@ -481,6 +502,8 @@ def tensor_parallel(training: Training, steps: Iterable[int]) -> Trained:
         "last": RowwiseParallel(input_layouts=Replicate()),
     }
     parallelize_module(model, mesh, plan)
+    own_rows = PrepareModuleInput(input_layouts=(Replicate(), None), desired_input_layouts=(Shard(0), None))
+    parallelize_module(model, mesh, own_rows)
     optimizer = training.of(model.parameters())
     elsewhere: set[str] = set()
 

@@ -14,6 +14,7 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import fusedopt.torch as ours
 
@@ -254,7 +255,7 @@ def _as_in_a_process_of_its_own() -> Iterator[None]:
 def stepped() -> Iterator[Counter[type]]:
     """How often optimizers of each class have stepped; so it shows that no program took one of its own."""
     steps: Counter[type] = Counter()
-    hook = torch.optim.optimizer.register_optimizer_step_post_hook(lambda o, *_: steps.update([type(o)]))
+    hook = register_optimizer_step_post_hook(lambda o, *_: steps.update([type(o)]))
     yield steps
     hook.remove()
 
