@@ -21,8 +21,8 @@ from fusedopt.torch.slots import Slot
 from fusedopt.torch.tensors import is_plain, local
 
 # Methods of C, mapped over lists: with a loop in Python a step over 300 tensors would take twice as long.
-POINTER, SIZE, STRIDE = torch.Tensor.data_ptr, torch.Tensor.size, torch.Tensor.stride
-NUMEL, CONTIGUOUS = torch.Tensor.numel, torch.Tensor.is_contiguous
+POINTER, CONTIGUOUS = torch.Tensor.data_ptr, torch.Tensor.is_contiguous
+SIZE, NUMEL = torch.Tensor.size, torch.Tensor.numel
 DTYPE, GRADIENT = operator.attrgetter("dtype"), operator.attrgetter("grad")
 SELECTIONS = 16  # kept at most; models that choose their layers or experts come back to the same ones
 
@@ -31,6 +31,27 @@ Tensors = list[torch.Tensor]
 
 def _locals(tensors: Tensors, sharded: bool) -> Tensors:
     return list(map(local, tensors)) if sharded else tensors
+
+
+class Geometry:
+    """Sizes and memory layouts of some tensors. Of a contiguous one, what `measure` gives says all."""
+
+    def __init__(self, tensors: Tensors, measure: Callable[[torch.Tensor], Any]) -> None:
+        self._measure = measure
+        self._sizes, self._contiguous = list(map(measure, tensors)), list(map(CONTIGUOUS, tensors))
+        self._strided = [place for place, contiguous in enumerate(self._contiguous) if not contiguous]
+        self._strides = self._strides_of(tensors)
+
+    def _strides_of(self, tensors: Tensors) -> list[tuple[Any, Any]]:
+        return [(tensors[place].size(), tensors[place].stride()) for place in self._strided]
+
+    def holds(self, tensors: Tensors) -> bool:
+        """Whether these tensors are like those."""
+        return (
+            list(map(self._measure, tensors)) == self._sizes
+            and list(map(CONTIGUOUS, tensors)) == self._contiguous
+            and (not self._strided or self._strides_of(tensors) == self._strides)
+        )
 
 
 class Binding:
@@ -65,15 +86,28 @@ class Binding:
         self.sharded = not all(map(is_plain, set(map(type, self.members))))
         parameters = _locals(self.members, self.sharded)
         self._pointers = list(map(POINTER, parameters))
-        # Where a parameter is contiguous, that and its size say all; of others, sizes and strides are compared.
-        self._geometry = list(map(NUMEL, parameters)), list(map(CONTIGUOUS, parameters))
-        self._strided = [place for place, contiguous in enumerate(self._geometry[1]) if not contiguous]
-        self._strides = self._strides_now(parameters)
-        self._keys, self._entries = list(state), list(state.values())
-        self._segments = _segments(self.slots, state)
-        arrays, self._numbers = self._state_tensors()
-        self._arrays = list(map(weakref.ref, arrays))
-        self._array_pointers = list(map(POINTER, _locals(arrays, self.sharded)))
+        self._geometry = Geometry(parameters, SIZE)
+        self._keys = list(state)
+        self._segments = _segments(self.slots, {id(p): place for place, p in enumerate(state)})
+        arrays, numbers = self._state_tensors(state)
+        self._arrays, self._numbers = list(map(weakref.ref, arrays)), numbers
+        self._state_pointers = self._pointers_of(arrays, numbers)
+
+    def _state_tensors(self, state: Mapping[Any, Any]) -> tuple[Tensors, Tensors]:
+        """State arrays, and the numbers beside them."""
+        entries = list(state.values())
+        arrays: Tensors = []
+        numbers: Tensors = []
+        for places, of_arrays, of_numbers in self._segments:
+            some = [entries[place] for place in places] if len(places) < len(entries) else entries
+            for take in of_arrays:
+                arrays += map(take, some)
+            for take in of_numbers:
+                numbers += map(take, some)
+        return arrays, numbers
+
+    def _pointers_of(self, arrays: Tensors, numbers: Tensors) -> list[int]:
+        return [*map(POINTER, _locals(arrays, self.sharded)), *map(POINTER, numbers)]
 
     def knows(self, parameter: torch.Tensor, gradient: torch.Tensor, group: ReadGroup) -> bool:
         """Whether the parameter is a member, of this group, and with gradients like this one."""
@@ -90,27 +124,13 @@ class Binding:
         kept = self.selections.get(tuple(map(id, stepping)))
         return kept if kept is not None and kept.is_of(params, absent) else None
 
-    def new_selection(self, stepping: Tensors, params: Tensors, absent: list[int]) -> Selection:
+    def new_selection(self, stepping: Tensors, params: Tensors, absent: list[int], gradients: Tensors) -> Selection:
         """Plans for these members, kept in place of the oldest where there are many."""
         while len(self.selections) >= SELECTIONS:
             del self.selections[next(iter(self.selections))]
-        selection = Selection(self, params, absent, [self.slots[self.places[id(p)]] for p in stepping])
+        selection = Selection(self, params, absent, [self.slots[self.places[id(p)]] for p in stepping], gradients)
         self.selections[tuple(map(id, stepping))] = selection
         return selection
-
-    def _strides_now(self, parameters: Tensors) -> list[tuple[Any, Any]]:
-        return [(parameters[place].size(), parameters[place].stride()) for place in self._strided]
-
-    def _state_tensors(self) -> tuple[Tensors, Tensors]:
-        """State arrays, and the numbers beside them."""
-        arrays: Tensors = []
-        numbers: Tensors = []
-        for entries, of_arrays, of_numbers in self._segments:
-            for take in of_arrays:
-                arrays += map(take, entries)
-            for take in of_numbers:
-                numbers += map(take, entries)
-        return arrays, numbers
 
     def holds(self, state: Mapping[Any, Any], sizes: list[int]) -> bool:
         """Whether all members and their state are where they were."""
@@ -119,26 +139,22 @@ class Binding:
         parameters = _locals(self.members, self.sharded)
         if list(map(POINTER, parameters)) != self._pointers:
             return False
-        if (list(map(NUMEL, parameters)), list(map(CONTIGUOUS, parameters))) != self._geometry:
-            return False
-        if self._strided and self._strides_now(parameters) != self._strides:
+        if not self._geometry.holds(parameters):
             return False
         if len(state) != len(self._keys) or not all(map(is_, state, self._keys)):
             return False
-        if not all(map(is_, state.values(), self._entries)):
-            return False
         try:
-            arrays, numbers = self._state_tensors()
+            arrays, numbers = self._state_tensors(state)
         except KeyError:
             return False
         if not all(map(is_, numbers, self._numbers)) or not all(map(is_, arrays, [array() for array in self._arrays])):
             return False
-        return list(map(POINTER, _locals(arrays, self.sharded))) == self._array_pointers
+        return self._pointers_of(arrays, numbers) == self._state_pointers
 
 
-def _segments(slots: Sequence[Slot], state: Mapping[Any, Any]) -> list[tuple[list[Any], list[Taker], list[Taker]]]:
-    """The members' state dicts in runs of one group, with what takes each array and each number out of them."""
-    segments: list[tuple[list[Any], list[Taker], list[Taker]]] = []
+def _segments(slots: Sequence[Slot], places: Mapping[int, int]) -> list[tuple[list[int], list[Taker], list[Taker]]]:
+    """Runs of members of one group: the places of their state dicts, and what takes arrays and numbers out of one."""
+    segments: list[tuple[list[int], list[Taker], list[Taker]]] = []
     last = None
     for slot in slots:
         rule = slot.group.rule
@@ -148,7 +164,9 @@ def _segments(slots: Sequence[Slot], state: Mapping[Any, Any]) -> list[tuple[lis
         if slot.group is not last:
             segments.append(([], list(map(operator.itemgetter, arrays)), list(map(operator.itemgetter, numbers))))
             last = slot.group
-        segments[-1][0].append(state[slot.parameter])
+        segments[-1][0].append(places[id(slot.parameter)])
+    for segment in segments:
+        segment[0].sort()  # so that all of them are the state dicts as they stand
     return segments
 
 
@@ -173,16 +191,17 @@ class Selection:
         binding: What they are members of.
         params: All parameters of the optimizer.
         absent: Places in it of those without a gradient.
-        slots: Of those with one.
+        slots, gradients: Of those with one.
     """
 
-    def __init__(self, binding: Binding, params: Tensors, absent: list[int], slots: Sequence[Slot]) -> None:
-        self._binding, self._params, self._absent = binding, params, absent
+    def __init__(
+        self, binding: Binding, params: Tensors, absent: list[int], slots: Sequence[Slot], gradients: Tensors
+    ) -> None:
+        self._sharded, self._params, self._absent = binding.sharded, params, absent
         self.copies = [copy for slot in slots for copy in slot.copies]
         self.parameters = [slot.parameter for slot in slots]
-        self._dtypes = [slot.gradient_dtype for slot in slots]
-        self._sizes, self._strides = [slot.size for slot in slots], [slot.gradient_strides for slot in slots]
-        self._gradients: list[weakref.ref[torch.Tensor]] = []
+        places = _locals(gradients, binding.sharded)
+        self._dtypes, self._geometry = list(map(DTYPE, places)), Geometry(places, NUMEL)
         self._pointers = [slot.gradient_pointer for slot in slots]
         self._version = binding.version
         by_place: dict[int, list[int]] = {}
@@ -205,28 +224,20 @@ class Selection:
         Raises:
             LookupError: One has another dtype, shape or memory layout.
         """
-        places = _locals(gradients, self._binding.sharded)
-        pointers = list(map(POINTER, places))
-        same = pointers == self._pointers
-        if same and len(places) == len(self._gradients) and all(map(is_, places, [g() for g in self._gradients])):
-            return False
-        if (list(map(DTYPE, places)), list(map(SIZE, places)), list(map(STRIDE, places))) != (
-            self._dtypes,
-            self._sizes,
-            self._strides,
-        ):
+        places = _locals(gradients, self._sharded)
+        if list(map(DTYPE, places)) != self._dtypes or not self._geometry.holds(places):
             raise LookupError
-        self._gradients, self._pointers = list(map(weakref.ref, places)), pointers
-        return not same
+        before, self._pointers = self._pointers, list(map(POINTER, places))
+        return self._pointers != before
 
     def gradients(self, route: Route) -> list[Any]:
         """The gradients of a route, as its plan takes them."""
         pointers = self._pointers if len(self.routes) == 1 else [self._pointers[number] for number in route.numbers]
         return route.place.memories(pointers, route.sizes, route.dtypes)
 
-    def refresh(self) -> None:
-        """Give the plans the groups' numbers, where they have others."""
-        if self._version != self._binding.version:
+    def refresh(self, version: int) -> None:
+        """Give the plans the groups' numbers, where they have those of another version."""
+        if self._version != version:
             for route in self.routes:
                 route.plan.refresh()
-            self._version = self._binding.version
+            self._version = version

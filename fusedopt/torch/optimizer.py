@@ -9,7 +9,6 @@ from itertools import chain
 from typing import Any, ClassVar
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 
 from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.torch import places
@@ -17,6 +16,7 @@ from fusedopt.torch import state_dict as _state_dict
 from fusedopt.torch.binding import GRADIENT, Binding, Selection
 from fusedopt.torch.candidate import Candidate
 from fusedopt.torch.groups import ReadGroup, checked_rule, read
+from fusedopt.torch.slots import Counter
 from fusedopt.torch.tensors import local, untraced
 
 # torch's choices of an algorithm. There is one here, which does what each of them is for.
@@ -152,8 +152,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         if not self._read_groups():
             self._binding = None  # a step will plan with the other flags; a captured graph keeps its own
-        elif self._selection is not None:
-            self._selection.refresh()
+        elif self._binding is not None and self._selection is not None:
+            self._selection.refresh(self._binding.version)
         for plan in self._captured:
             plan.refresh()
 
@@ -202,7 +202,7 @@ class Optimizer(torch.optim.Optimizer):
             selection = self._select(params, gradients, absent)
             moved = not selection.copies and selection.moved(present)
         self._selection = selection
-        selection.refresh()
+        selection.refresh(self._binding.version)
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         write_back = grad_scale is not None and self.write_back_gradients
         for route in selection.routes:
@@ -217,7 +217,7 @@ class Optimizer(torch.optim.Optimizer):
         written = selection.parameters + present if write_back else selection.parameters
         torch.autograd.graph.increment_version(written)  # for autograd, past which memory was written
         for copy in selection.copies:
-            self._binding = None
+            self._binding = self._selection = None
             if write_back or not copy.gradient:
                 copy.original.copy_(copy.copy)
 
@@ -243,7 +243,9 @@ class Optimizer(torch.optim.Optimizer):
                 "step() is captured before a step like it was taken: its state and tables would be made anew at every "
                 "replay; take one step outside of the graph first, with the same parameters, gradients and flags."
             )
-        slots, counters = [], self._counters
+        slots, counters, current = [], self._counters, set(map(id, params))
+        for gone in [p for p in counters if id(p) not in current]:
+            del counters[gone]
         for candidate in candidates:
             entry = self.state[candidate.parameter] if candidate.group.rule.counts else {}
             slots.append(candidate.made_ready(entry, counters.get(candidate.parameter)))
@@ -252,12 +254,13 @@ class Optimizer(torch.optim.Optimizer):
             self._binding = Binding(binding.sizes)  # copies are for one step, and all are taken at once
             return self._select(params, gradients, absent)
         binding.add(slots, self.state)
-        return binding.new_selection(stepping, params, absent)
+        return binding.new_selection(stepping, params, absent, [g for g in gradients if g is not None])
 
     @property
-    def _counters(self) -> Any:
-        """The counter of each parameter that has state, which copies do not have."""
-        return self.__dict__.setdefault("_counters_of_parameters", WeakIdKeyDictionary())
+    def _counters(self) -> dict[torch.Tensor, Counter]:
+        """The counter of each parameter. (Not by weak references, with which torch.utils.swap_tensors refuses one.)"""
+        counters: dict[torch.Tensor, Counter] = self.__dict__.setdefault("_counters_by_parameter", {})
+        return counters
 
     # --- state dicts and copies
 

@@ -27,12 +27,15 @@ class Counter:
         self.row = torch.tensor([0.0, *rule.scalar_state.values(), 0.0], dtype=torch.float64, device=device)
         keys = [rule.step_key, *rule.scalar_state]
         self.views = {key: self.row[i] for i, key in enumerate(keys) if key is not None}
+        self._first = len(keys) - len(self.views)
         self.ages: weakref.ref[torch.Tensor] | None = None
 
     def is_of(self, rule: Rule, entry: Mapping[str, Any]) -> bool:
         """Whether it counts for this state: nobody has replaced what it belongs to."""
         if any(entry.get(key) is not view for key, view in self.views.items()):
             return False
+        if any(self.row[i].data_ptr() != view.data_ptr() for i, view in enumerate(self.views.values(), self._first)):
+            return False  # somebody gave a view another memory
         first = entry.get(rule.kept_states[0]) if rule.step_key is None and rule.kept_states else None
         return first is None if self.ages is None else first is not None and first is self.ages()
 
