@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 import overhead
+import torch_steps
 from fusedopt.cli.contestants import OPTIMIZERS, contestants
 from fusedopt.cli.side_by_side import Contestant, warm_up
 from record import RESULTS, ROOT, circumstances, figure_table, write
@@ -127,6 +128,8 @@ def measured(size: int, rounds: int) -> Iterator[Figure]:
     """All figures."""
     for optimizer in OPTIMIZERS:
         yield from speed(optimizer, size, rounds)
+    yield from torch_steps.speed(size, rounds)
+    yield from torch_steps.host_time(20 * rounds)
     yield from memory(size)
     yield from python_time(rounds)
     yield from imports(rounds)

@@ -22,6 +22,7 @@ sys.path.append(str(HERE.parent / "benchmarks"))
 collect_ignore: list[str] = []
 if importlib.util.find_spec("hypothesis") is None:
     collect_ignore += [path.name for path in sorted(HERE.glob("test_*.py")) if "from hypothesis" in path.read_text()]
+MISSING_FRAMEWORKS = [n for n in ("transformers", "accelerate", "lightning") if importlib.util.find_spec(n) is None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +64,17 @@ def device(request: pytest.FixtureRequest) -> Device:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a GPU where there is none, so that a plain run is right everywhere."""
-    needing = [item for item in items if item.get_closest_marker("gpu")]
-    if needing and cuda.problem() is not None:
-        config.hook.pytest_deselected(items=needing)
-        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    """Leave out what needs a GPU or frameworks where there are none, so that a plain run is right everywhere."""
+    lacking = {"gpu": cuda.problem() is not None, "frameworks": bool(MISSING_FRAMEWORKS)}
+    for marker in (marker for marker, lacks in lacking.items() if lacks):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
+        items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
 
 def pytest_report_header() -> str:
     left_out = f"; left out without hypothesis: {', '.join(collect_ignore)}" if collect_ignore else ""
+    if MISSING_FRAMEWORKS:
+        left_out += f"; left out without {', '.join(MISSING_FRAMEWORKS)}: the tests marked frameworks"
     from verified import changed_since  # in benchmarks/
 
     changed = ", ".join(changed_since()) or "none"

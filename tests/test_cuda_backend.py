@@ -24,6 +24,12 @@ class Stream:
     def is_capturing(self):
         return self.capturing
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
 
 class Cupy:
     """As much of CuPy as the surface asks for.

@@ -145,8 +145,8 @@ class DevicePlan:
         text = rule_text(list(variants), rules[0].number_names(), len(rules[0].scalar_state), states)
         self._kernel = backend.kernel(text)
         self._span_table, self._chunk_table = self._upload(self._table), self._upload(chunks)
-        self._numbers = backend.memory_of(self, len(self._groups) * len(rules[0].number_names()) * 8)
-        self._sources: Any = None
+        # A table of numbers, and one of the addresses that they are read from instead, where not 0.
+        self._numbers = backend.memory_of(self, 2 * len(self._groups) * len(rules[0].number_names()) * 8)
         self._origin: DevicePlan | None = None
         self._scalars: dict[str, Any] = {}
         self._blocks = min(len(chunks), BLOCKS * self._surface.multiprocessors)
@@ -168,19 +168,18 @@ class DevicePlan:
                 "optimizer.upload_hyperparameters() before the capture."
             )
         numbers = np.array([group.rule.numbers() for group in self._groups], np.float64)
-        if numbers.size:
-            self._backend.uploads.upload(self._numbers, numbers)
         sources = np.zeros(numbers.shape, np.uint64)
         for row, group in enumerate(self._groups):
             for column, source in group.sources.items():  # the lowest bit says that it is a double
                 sources[row, column] = self._surface.pointer(source) | (source.dtype.itemsize == 8)
-        if not sources.any():
-            self._arguments["sources"] = 0
-            return
-        if self._sources is None:
-            self._sources = self._backend.memory_of(self, sources.nbytes)
-        self._backend.uploads.upload(self._sources, sources)
-        self._arguments["sources"] = self._surface.pointer(self._sources)
+        if numbers.size:
+            self._backend.uploads.upload(self._numbers, np.stack([numbers.view(np.uint64), sources]))
+        self._arguments["sources"] = self._source_table if sources.any() else 0
+
+    @property
+    def _source_table(self) -> int:
+        size = len(self._groups) * len(self._groups[0].rule.number_names()) * 8
+        return self._surface.pointer(self._numbers) + size
 
     def move(self, gradients: Sequence[Any]) -> None:
         self._table["gradient"] = gradients  # addresses: where arrays are, they stay
@@ -193,6 +192,7 @@ class DevicePlan:
         plan._table, plan._arguments, plan._scalars = self._table.copy(), self._arguments.copy(), {}
         plan._span_table = self._backend.memory_of(plan, self._table.nbytes)
         plan._arguments["spans"] = self._surface.pointer(plan._span_table)
+        plan._arguments["sources"] = self._source_table  # a number may become a tensor after the capture
         return plan
 
     def step(self, grad_scale: Any, found_inf: Any, write_back: bool = False) -> None:

@@ -203,6 +203,7 @@ class Selection:
         places = _locals(gradients, binding.sharded)
         self._dtypes, self._geometry = list(map(DTYPE, places)), Geometry(places, NUMEL)
         self._pointers = [slot.gradient_pointer for slot in slots]
+        self.behind = False  # whether the plans have yet to be told where the gradients are
         self._version = binding.version
         by_place: dict[int, list[int]] = {}
         for number, slot in enumerate(slots):
@@ -219,7 +220,7 @@ class Selection:
         return absent == self._absent and len(params) == len(self._params) and all(map(is_, params, self._params))
 
     def moved(self, gradients: Tensors) -> bool:
-        """Note where the gradients are; whether some are elsewhere than before.
+        """Note where the gradients are; whether some are elsewhere than the plans know.
 
         Raises:
             LookupError: One has another dtype, shape or memory layout.
@@ -228,7 +229,8 @@ class Selection:
         if list(map(DTYPE, places)) != self._dtypes or not self._geometry.holds(places):
             raise LookupError
         before, self._pointers = self._pointers, list(map(POINTER, places))
-        return self._pointers != before
+        self.behind = self.behind or self._pointers != before
+        return self.behind
 
     def gradients(self, route: Route) -> list[Any]:
         """The gradients of a route, as its plan takes them."""

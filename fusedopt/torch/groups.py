@@ -83,7 +83,7 @@ def read(group: Mapping[str, Any], before: ReadGroup) -> ReadGroup:
     for (name, field), value in zip(options.items(), values):
         items = value if isinstance(value, (tuple, list)) else (value,)
         on_device = {i: item for i, item in enumerate(items) if _kernel_reads(item, group)}
-        if on_device:
+        if on_device and name not in before.rule.switches():  # which choose the kernel, so that the host must know them
             sources.update({column + i: item for i, item in on_device.items()})
         else:
             numbers[name] = _plain(before.rule, name, value)

@@ -209,10 +209,11 @@ class Optimizer(torch.optim.Optimizer):
             plan = route.plan
             if route.place.capturing():
                 plan = plan.captured()  # type: ignore[attr-defined]  # of a device, where graphs are
-                plan.move(selection.gradients(route))
                 self._captured += (plan,)
+                plan.move(selection.gradients(route))
             elif moved:
                 plan.move(selection.gradients(route))
+                selection.behind = False
             plan.step(route.place.scalar(grad_scale), route.place.scalar(found_inf), write_back)
         written = selection.parameters + present if write_back else selection.parameters
         torch.autograd.graph.increment_version(written)  # for autograd, past which memory was written

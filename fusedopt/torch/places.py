@@ -50,7 +50,7 @@ class Host:
         return list(map(_array_at, pointers, sizes, map(np.dtype, dtypes)))
 
     def scalar(self, value: Any) -> Any:
-        return None if value is None else float(value)
+        return None if value is None else torch.tensor(float(value), dtype=torch.float32).item()  # as the kernel has it
 
     def capturing(self) -> bool:
         return False
@@ -88,7 +88,7 @@ class Gpu:
 
     def scalar(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
-            return value
+            return None if value is None else float(value)
         return value.to(self._device, torch.float32, non_blocking=True)
 
     def capturing(self) -> bool:

@@ -38,7 +38,9 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-TIMEOUT = 30.0  # seconds for one call, of which imports take five on a busy machine; a hang fails after them
+STARTING = 60.0  # seconds until all processes are there: imports take five on an idle machine of two cores
+WAITING = 10.0  # seconds for one collective, after which it raises
+TIMEOUT = 15.0  # seconds for one call, after which all processes are stopped; the longest takes one
 LEFT_BEHIND = 3.0  # seconds that the other processes get after one has raised: they may wait for it in a collective
 
 
@@ -65,17 +67,20 @@ class World:
         """
         if not self._processes:
             self._start()
-        call = pickle.dumps((function, args, options))
+            self._answers("starting", STARTING)
+        for _, connection in self._processes:
+            connection.send_bytes(pickle.dumps((function, args, options)))
+        return self._answers(function.__name__, TIMEOUT)
+
+    def _answers(self, to: str, limit: float) -> list[Any]:
         answers: dict[int, Any] = {}
         failures: dict[int, str] = {}
         waiting = {connection: rank for rank, (_, connection) in enumerate(self._processes)}
-        for connection in waiting:
-            connection.send_bytes(call)
-        deadline = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + limit
         while waiting:
             ready = multiprocessing.connection.wait(list(waiting), max(0.0, deadline - time.monotonic()))
             if not ready:
-                failures |= dict.fromkeys(waiting.values(), f"did not come back in time from {function}.")
+                failures |= dict.fromkeys(waiting.values(), f"did not come back from {to} in time.")
                 break
             for connection in ready:
                 rank = waiting.pop(connection)
@@ -114,8 +119,12 @@ class World:
 
 def _serve(rank: int, size: int, meeting: str, calls: multiprocessing.connection.Connection) -> None:
     torch.set_num_threads(1)
-    limit = datetime.timedelta(seconds=TIMEOUT / 2)
-    dist.init_process_group("gloo", store=dist.FileStore(meeting, size), rank=rank, world_size=size, timeout=limit)
+    store = dist.FileStore(meeting, size)
+    store.set(f"{rank} is here", "")
+    store.wait([f"{other} is here" for other in range(size)], datetime.timedelta(seconds=STARTING))
+    waiting = datetime.timedelta(seconds=WAITING)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=waiting)
+    calls.send_bytes(pickle.dumps((True, None)))
     while True:
         try:
             function, args, options = pickle.loads(calls.recv_bytes())
@@ -291,7 +300,8 @@ def zero(
     optimizer = ZeroRedundancyOptimizer(first, optimizer_class=training.optimizer, **options, **training.options)
     if two_groups:
         optimizer.add_param_group({"params": [p for p in model.parameters() if p.ndim != 2], "weight_decay": 0.0})
-    if load:
+    if load:  # in the middle of another training, so that there is state already
+        training.run(model, optimizer, range(10, 12), halves())
         saved = torch.load(f"{directory}/checkpoint.pt", weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -386,6 +396,35 @@ def fsdp_beside_plain(training: Training, steps: Iterable[int]) -> Trained:
     return trained(model, optimizer)
 
 
+def scaled(training: Training, wrapper: str, steps: Iterable[int], halves: Sequence[int], unscale: bool) -> Trained:
+    """Train with a GradScaler, where one element of one gradient overflows now and then, which one process alone has.
+
+    Notes the scales, and the gradients that the last step left.
+    """
+    model = WRAPPERS[wrapper](Model())
+    optimizer, scaler = training.of(model.parameters()), torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+    scales = []
+    for step in steps:
+        optimizer.zero_grad()
+        for half in halves:
+            inputs, targets = batch(step, half)
+            scaler.scale((model(inputs, True) - targets).square().mean() / len(halves)).backward()
+        if step in (1, 4):
+            gradient = model.last.bias.grad
+            (gradient.to_local() if isinstance(gradient, DTensor) else gradient).fill_(torch.inf)
+        if unscale:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+    return trained(model, optimizer, (scales, {name: whole(p.grad) for name, p in model.named_parameters()}))
+
+
+def scaled_by_rank(training: Training, steps: Iterable[int], unscale: bool) -> Trained:
+    """`scaled` under FSDP2, where each process has its half of the batches."""
+    return scaled(training, "fsdp", steps, halves(), unscale)
+
+
 # --- torch.distributed.checkpoint ------------------------------------------------------------------------------------
 
 WRAPPERS: Mapping[str, Callable[[nn.Module], nn.Module]] = {
@@ -462,8 +501,8 @@ SHAPES = ((5, 3), (4, 2), (1, 3))  # unevenly shared in one dimension or both, e
 
 
 def whole_gradient(number: int, step: int) -> torch.Tensor:
-    """The gradient of one of the parameters of `SHAPES`."""
-    generator = torch.Generator().manual_seed(100 * step + number)
+    """The gradient of one of the parameters of `SHAPES`; that of step -1 is where the parameter starts."""
+    generator = torch.Generator().manual_seed(100 * (step + 1) + number)
     return torch.randn(SHAPES[number], dtype=torch.float64, generator=generator)
 
 
@@ -476,21 +515,40 @@ def placed_gradient(number: int, step: int, mesh: Any, placement: str) -> DTenso
     return DTensor.from_local(gradient * share, mesh, [PLACEMENTS[placement]], run_check=False)
 
 
-def distributed_tensors(training: Training, steps: Iterable[int], placement: str, gradients: Sequence[str]) -> Trained:
-    """Step with parameters and gradients made by hand; the gradients' placements take turns."""
+def distributed_tensors(
+    training: Training,
+    steps: Iterable[int],
+    placement: str,
+    gradients: Sequence[str],
+    first_only: bool = False,
+    replaced: Sequence[int] = (),
+) -> Trained:
+    """Step with parameters and gradients made by hand.
+
+    Args:
+        training, steps: As elsewhere.
+        placement: Of the parameters.
+        gradients: Placements that the gradients have in turn; "alike" is that of the parameters.
+        first_only: Only the gradient of the first parameter does, and the others have that of the parameters.
+        replaced: Steps before which the first process, alone, puts copies in place of its states.
+    """
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     starts = [whole_gradient(number, -1) for number in range(len(SHAPES))]
     model = nn.ParameterList([distribute_tensor(start, mesh, [PLACEMENTS[placement]]) for start in starts])
     optimizer = training.of(model.parameters())
     for step in steps:
         for number, p in enumerate(model):
-            p.grad = placed_gradient(number, step, mesh, gradients[step % len(gradients)])
+            turn = "alike" if first_only and number else gradients[step % len(gradients)]
+            p.grad = placed_gradient(number, step, mesh, placement if turn == "alike" else turn)
+        if step in replaced and dist.get_rank() == 0:
+            for entry in optimizer.state.values():
+                entry |= {key: state.clone() for key, state in entry.items() if state.ndim}
         optimizer.step()
     return trained(model, optimizer, local_parts(model, optimizer))
 
 
 def tensor_parallel(training: Training, steps: Iterable[int]) -> Trained:
-    """Train a model whose layers are shared by columns and rows, with a plain layer beside them; all take all data.
+    """Train a model whose layers are shared by columns and rows; all processes take all data.
 
     Notes the names of the parameters whose gradients are placed otherwise than they.
     """
@@ -499,6 +557,7 @@ def tensor_parallel(training: Training, steps: Iterable[int]) -> Trained:
     plan = {
         "norm": SequenceParallel(sequence_dim=0),
         "first": ColwiseParallel(input_layouts=Shard(0), output_layouts=Replicate()),
+        "branch": ColwiseParallel(output_layouts=Replicate()),
         "last": RowwiseParallel(input_layouts=Replicate()),
     }
     parallelize_module(model, mesh, plan)
@@ -509,7 +568,7 @@ def tensor_parallel(training: Training, steps: Iterable[int]) -> Trained:
 
     def look() -> None:
         for name, p in model.named_parameters():
-            if isinstance(p, DTensor) and p.grad.placements != p.placements:
+            if p.grad.placements != p.placements:
                 elsewhere.add(name)
 
     training.run(model, optimizer, steps, before_step=look)
