@@ -18,7 +18,7 @@ from fusedopt.backends import Plan
 from fusedopt.torch.groups import ReadGroup
 from fusedopt.torch.places import Place
 from fusedopt.torch.slots import Slot
-from fusedopt.torch.tensors import is_plain, local
+from fusedopt.torch.tensors import is_plain, local, placements
 
 # Methods of C, mapped over lists: with a loop in Python a step over 300 tensors would take twice as long.
 POINTER, CONTIGUOUS = torch.Tensor.data_ptr, torch.Tensor.is_contiguous
@@ -116,8 +116,7 @@ class Binding:
             return False
         slot, here = self.slots[place], local(gradient)
         kind = slot.gradient_dtype, slot.size, slot.gradient_strides
-        placed = getattr(gradient, "placements", None) == getattr(parameter, "placements", None)
-        return placed and (here.dtype, here.size(), here.stride()) == kind
+        return placements(gradient) == placements(parameter) and (here.dtype, here.size(), here.stride()) == kind
 
     def selection(self, stepping: Tensors, params: Tensors, absent: list[int]) -> Selection | None:
         """The selection of these members, if there was one."""
@@ -201,6 +200,7 @@ class Selection:
         self.copies = [copy for slot in slots for copy in slot.copies]
         self.parameters = [slot.parameter for slot in slots]
         places = _locals(gradients, binding.sharded)
+        self._placements = list(map(placements, self.parameters)) if self._sharded else None
         self._dtypes, self._geometry = list(map(DTYPE, places)), Geometry(places, NUMEL)
         self._pointers = [slot.gradient_pointer for slot in slots]
         self.behind = False  # whether the plans have yet to be told where the gradients are
@@ -223,8 +223,10 @@ class Selection:
         """Note where the gradients are; whether some are elsewhere than the plans know.
 
         Raises:
-            LookupError: One has another dtype, shape or memory layout.
+            LookupError: One has another dtype, shape or memory layout, or is shared otherwise among processes.
         """
+        if self._placements is not None and list(map(placements, gradients)) != self._placements:
+            raise LookupError
         places = _locals(gradients, self._sharded)
         if list(map(DTYPE, places)) != self._dtypes or not self._geometry.holds(places):
             raise LookupError

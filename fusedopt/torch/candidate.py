@@ -12,7 +12,17 @@ import torch
 from fusedopt.torch import places
 from fusedopt.torch.groups import ReadGroup
 from fusedopt.torch.slots import Copy, Counter, Slot, Span
-from fusedopt.torch.tensors import DTYPES, has_order, in_order, is_plain, local, memory_order, number_of, storable
+from fusedopt.torch.tensors import (
+    DTYPES,
+    has_order,
+    in_order,
+    is_plain,
+    local,
+    memory_order,
+    number_of,
+    placements,
+    storable,
+)
 
 Entry = Mapping[str, Any]
 

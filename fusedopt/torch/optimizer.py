@@ -17,7 +17,7 @@ from fusedopt.torch.binding import GRADIENT, Binding, Selection
 from fusedopt.torch.candidate import Candidate
 from fusedopt.torch.groups import ReadGroup, checked_rule, read
 from fusedopt.torch.slots import Counter
-from fusedopt.torch.tensors import local, untraced
+from fusedopt.torch.tensors import local, placements, untraced
 
 # torch's choices of an algorithm. There is one here, which does what each of them is for.
 FLAGS = {"foreach": None, "capturable": False, "differentiable": False, "fused": None}
@@ -205,6 +205,11 @@ class Optimizer(torch.optim.Optimizer):
         selection.refresh(self._binding.version)
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         write_back = grad_scale is not None and self.write_back_gradients
+        if write_back and any(placements(copy.copy) != placements(copy.original) for copy in selection.copies):
+            raise RuntimeError(
+                "a gradient that is not sharded as its parameter cannot be left unscaled; make the optimizer with "
+                "write_back_gradients=False."
+            )
         for route in selection.routes:
             plan = route.plan
             if route.place.capturing():
@@ -226,6 +231,10 @@ class Optimizer(torch.optim.Optimizer):
         """The plans for the parameters that have gradients; those that are not bound as they are, are bound first."""
         binding = self._binding
         assert binding is not None
+        pairs = [(p, gradient) for p, gradient in zip(params, gradients) if gradient is not None]
+        if binding.sharded and any(placements(p) != placements(gradient) for p, gradient in pairs):
+            # Each such gradient is redistributed once, by all processes, whatever else one of them has to read anew.
+            self._binding = binding = Binding(binding.sizes)
         stepping, candidates, following = [], [], iter(gradients)
         for number, (group, said) in enumerate(zip(self.param_groups, self._reads)):
             names = group.get("param_names")

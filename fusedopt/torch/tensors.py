@@ -27,6 +27,11 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return part
 
 
+def placements(tensor: torch.Tensor) -> Any:
+    """How a DTensor is shared among processes; None for any other tensor."""
+    return getattr(tensor, "placements", None)
+
+
 def number_of(value: Any) -> Any:
     """A one-element tensor as a Python number, for which its device is waited for; anything else as it is."""
     return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value

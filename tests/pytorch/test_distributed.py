@@ -18,8 +18,8 @@ import fusedopt.torch as ours
 from cases import CASES
 
 # float64 throughout. A gradient that is summed in another order differs by some 1e-16; an Adam step makes that
-# lr / eps = 10 times larger, torch's own rounding adds 1e-16 a step, and training passes it on: 4e-15 was the most seen
-# after eight steps. A parameter that was left out, or stepped with half of a gradient, is off by 1e-3.
+# lr / eps = 10 times larger, eight steps make 1e-14 of it, and training may pass that on. 5e-16 was the most seen
+# here. A parameter that was left out, or stepped with half of a gradient, is off by 1e-3.
 TOLERANCE = 1e-13
 STEPS = 6
 

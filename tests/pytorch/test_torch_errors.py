@@ -4,19 +4,29 @@ import contextlib
 import inspect
 import re
 import types
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
 
 import fusedopt.torch
-from cases import CASES
+from cases import CASES, Case
 
 INFOS = [info for info in optim_db if info.name in fusedopt.torch.__all__]
 KINDS = [getattr(fusedopt.torch, case.name) for case in CASES if case.name in fusedopt.torch.__all__]
 each_case = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 SHAPES = ((2, 3), (4,), (17,))
+
+
+def leaf():
+    return torch.ones(3, requires_grad=True)
+
+
+def non_leaf():
+    return leaf() * 2
 
 
 # --- what is compared
@@ -275,103 +285,110 @@ def test_a_parameter_of_another_kind_is_an_error_once_it_has_a_gradient(
 NAN = float("nan")
 
 
+@dataclass(frozen=True)
+class Wrong:
+    """A value that an option must not have.
+
+    Attributes:
+        what: What is wrong with it.
+        seen: Whether one sees it without waiting for the device that it may be on.
+    """
+
+    case: Case
+    name: str
+    value: Any
+    error: type[Exception]
+    what: str
+    seen: bool = True
+
+
+def _out_of_range(case, name, field):
+    interval = field.metadata["interval"]
+    wrong = [("NaN", NAN, ValueError), ("text", "much", TypeError)]
+    if interval is not None and interval.low > -float("inf"):
+        wrong.append(("negative", interval.low - 1.0, ValueError))
+    if interval is not None and interval.high < float("inf"):
+        wrong.append(("too large", interval.high, ValueError))
+    wrong += [(f"{what} tensor", torch.tensor(x), error) for what, x, error in wrong if isinstance(x, float)]
+    for what, value, error in wrong:
+        is_tensor = isinstance(value, torch.Tensor)
+        if not isinstance(field.default, tuple):
+            yield Wrong(case, name, value, error, what, not is_tensor)
+            continue
+        for i in range(len(field.default)):
+            some = [torch.tensor(x) if is_tensor else x for x in field.default]
+            some[i] = value
+            yield Wrong(case, name, tuple(some), error, f"{i} {what}", not is_tensor)
+
+
 def _wrong_values():
-    """A case, an option, a value that it must not have, the error, and what is wrong."""
+    one = torch.tensor(0.9)
     for case in CASES:
         for name, field in case.rule.options().items():
-            if isinstance(field.default, bool) or not field.init:
-                continue
-            interval = field.metadata["interval"]
-            wrong = [("NaN", NAN, ValueError), ("text", "much", TypeError)]
-            if interval is not None and interval.low > -float("inf"):
-                wrong.append(("negative", interval.low - 1.0, ValueError))
-            if interval is not None and interval.high < float("inf"):
-                wrong.append(("too large", interval.high, ValueError))
-            wrong += [(f"{what} tensor", torch.tensor(x), error) for what, x, error in wrong if isinstance(x, float)]
-            for what, value, error in wrong:
-                if not isinstance(field.default, tuple):
-                    yield case, name, value, error, what
-                    continue
-                for i in range(len(field.default)):
-                    some = [torch.tensor(x) if isinstance(value, torch.Tensor) else x for x in field.default]
-                    some[i] = value
-                    yield case, name, tuple(some), error, f"{i} {what}"
-        yield case, "lr", torch.tensor([0.1, 0.2]), ValueError, "two elements"
-        yield case, "lr", torch.tensor([]), ValueError, "no element"
-        yield case, "lr", None, TypeError, "None"
-        yield case, "maximize", 2, TypeError, "2"
+            if field.init and not isinstance(field.default, bool):
+                yield from _out_of_range(case, name, field)
+        yield Wrong(case, "lr", torch.tensor([0.1, 0.2]), ValueError, "two elements")
+        yield Wrong(case, "lr", torch.tensor([]), ValueError, "no element")
+        yield Wrong(case, "lr", None, TypeError, "None")
+        yield Wrong(case, "maximize", 2, TypeError, "2")
         if "betas" in case.rule.options():
-            yield case, "betas", (0.9,), ValueError, "one"
-            yield case, "betas", (0.9, 0.9, 0.9), ValueError, "three"
-            yield case, "betas", 0.9, ValueError, "no tuple"
-            yield case, "betas", (torch.tensor(0.9), 0.9), ValueError, "first a tensor"
-            yield case, "betas", (0.9, torch.tensor(0.9)), ValueError, "second a tensor"
+            for betas in ((), (0.9,), (0.9, 0.9, 0.9), 0.9, (one,), (one, one, one), (one, 0.9), (0.9, one)):
+                yield Wrong(case, "betas", betas, ValueError, str(betas).replace("tensor(0.9000)", "tensor"))
         if "nesterov" in case.rule.options():
-            yield case, "nesterov", True, ValueError, "True beside the case's dampening"
+            yield Wrong(case, "nesterov", True, ValueError, "True beside the case's dampening")
 
 
-def on_a_device(value):
-    """Whether a launch can read it where it is: then its value is not looked at, since a host would have to wait."""
-    items = value if isinstance(value, tuple) else (value,)
-    return any(isinstance(item, torch.Tensor) and item.numel() == 1 for item in items)
-
-
-def each_wrong_value(some=lambda value: True):
+def each_wrong_value(some=lambda wrong: True):
     values = [
-        pytest.param(case, name, value, error, id=f"{case.name}-{name} {what}")
-        for case, name, value, error, what in _wrong_values()
-        if some(value)
+        pytest.param(wrong, id=f"{wrong.case.name}-{wrong.name} {wrong.what}")
+        for wrong in _wrong_values()
+        if some(wrong)
     ]
-    return pytest.mark.parametrize(("case", "name", "value", "error"), values)
+    return pytest.mark.parametrize("wrong", values)
 
 
 @each_wrong_value()
-def test_a_wrong_hyperparameter_is_refused_at_construction(case, name, value, error):
-    parameter = torch.ones(3, requires_grad=True)
-    with pytest.raises(error, match=rf"{case.name}: {name}") as caught:
-        getattr(fusedopt.torch, case.name)([parameter], **{**case.main, name: value})
-    assert caught.type is error
+def test_a_wrong_hyperparameter_is_refused_at_construction(wrong):
+    with pytest.raises(wrong.error, match=rf"{wrong.case.name}: {wrong.name}") as caught:
+        getattr(fusedopt.torch, wrong.case.name)([leaf()], **{**wrong.case.main, wrong.name: wrong.value})
+    assert caught.type is wrong.error
 
 
 @each_wrong_value()
-def test_a_wrong_hyperparameter_is_refused_in_a_group(case, name, value, error):
-    kind = getattr(fusedopt.torch, case.name)
-    first, second = (torch.ones(3, requires_grad=True) for _ in range(2))
-    message = rf"^param group 1: {case.name}: {name}"
-    groups = [{"params": [first]}, {"params": [second], name: value}]
-    with pytest.raises(error, match=message) as caught:
-        kind(groups, **case.main)
-    assert caught.type is error
+def test_a_wrong_hyperparameter_is_refused_in_a_group(wrong):
+    groups = [{"params": [leaf()]}, {"params": [leaf()], wrong.name: wrong.value}]
+    with pytest.raises(wrong.error, match=rf"^param group 1: {wrong.case.name}: {wrong.name}") as caught:
+        getattr(fusedopt.torch, wrong.case.name)(groups, **wrong.case.main)
+    assert caught.type is wrong.error
     assert list(groups[0]) == ["params"]
-    run = Run(case, "cpu", steps=2)
-    with refused(run.ours, error, message.replace("1", "2")):
+    run = Run(wrong.case, "cpu", steps=2)
+    with refused(run.ours, wrong.error, rf"^param group 2: {wrong.case.name}: {wrong.name}"):
         run.ours.add_param_group(groups[1])
     run.goes_on()
 
 
-def check_change(run, name, value, error):
+def check_change(wrong, device, steps):
     """A step with the value in one group is refused; without it, the run goes on equal to torch's."""
+    run = Run(wrong.case, device, steps=steps)
     run.give_gradients(run.params)
     group = run.ours.param_groups[1]
-    kept, group[name] = group[name], value
+    kept, group[wrong.name] = group[wrong.name], wrong.value
     for _ in range(2):  # it is no less wrong for having been refused
-        with refused(run.ours, error, rf"^param group 1: {run.case.name}: {name}"):
+        with refused(run.ours, wrong.error, rf"^param group 1: {wrong.case.name}: {wrong.name}"):
             run.ours.step()
-    group[name] = kept
+    group[wrong.name] = kept
     run.goes_on()
 
 
-@each_wrong_value(lambda value: not on_a_device(value))
+@each_wrong_value(lambda wrong: wrong.seen)
 @pytest.mark.parametrize("steps", [0, 2])
-def test_a_hyperparameter_made_wrong_in_training_is_an_error_that_changes_nothing(
-    case, name, value, error, steps, torch_device
-):
-    check_change(Run(case, torch_device.device, steps=steps), name, value, error)
+def test_a_hyperparameter_made_wrong_in_training_is_an_error_that_changes_nothing(wrong, steps, torch_device):
+    check_change(wrong, torch_device.device, steps)
 
 
-@each_wrong_value(on_a_device)
-def test_a_tensor_made_wrong_in_training_is_an_error_on_the_cpu(case, name, value, error):
-    check_change(Run(case, "cpu", steps=2), name, value, error)
+@each_wrong_value(lambda wrong: not wrong.seen)
+def test_a_tensor_made_wrong_in_training_is_an_error_on_the_cpu(wrong):
+    check_change(wrong, "cpu", steps=2)
 
 
 @each_case
@@ -419,14 +436,6 @@ def test_what_torchs_database_says_is_an_error_is_one(info):
             info.optim_cls(params, **given.kwargs)
 
 
-def leaf():
-    return torch.ones(3, requires_grad=True)
-
-
-def non_leaf():
-    return leaf() * 2
-
-
 # Each takes a tensor that is in order, and is torch's error too, if not of the same words.
 PARAMS = {
     "a tensor": (lambda p: p, TypeError, "params argument given to the optimizer should be an iterable"),
@@ -450,6 +459,11 @@ PARAMS = {
         lambda p: [{"params": p}, {"params": non_leaf()}],
         ValueError,
         r"^parameter 0 of group 1 \(shape \(3,\)\): can't optimize a non-leaf",
+    ),
+    "a non-leaf in a view": (
+        lambda p: [{"params": [p]}, {"params": {"a": leaf(), "b": non_leaf()}.values()}],
+        ValueError,
+        r"^parameter 1 of group 1 \(shape \(3,\)\): can't optimize a non-leaf",
     ),
     "a group that is no dict": (lambda p: [{"params": [p]}, leaf()], TypeError, "param_group must be a dict"),
     "a group's set": (lambda p: [{"params": {p}}], TypeError, "ordering of tensors in sets"),
