@@ -65,10 +65,10 @@ class Candidate:
     def _sharded_alike(self, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient, of a DTensor one that is sharded as the parameter is."""
         if is_plain(type(gradient)) == is_plain(type(self.parameter)):
-            placements = getattr(self.parameter, "placements", None)
-            if placements is None or gradient.placements == placements:  # type: ignore[attr-defined]  # a DTensor
+            wanted = placements(self.parameter)
+            if placements(gradient) == wanted:
                 return gradient
-            return gradient.redistribute(placements=placements)  # type: ignore[attr-defined, no-any-return]
+            return gradient.redistribute(placements=wanted)  # type: ignore[attr-defined, no-any-return]  # a DTensor
         raise RuntimeError(
             f"{self.what} is a {type(self.parameter).__name__} and its gradient a {type(gradient).__name__}; both must "
             f"be sharded, or neither."
