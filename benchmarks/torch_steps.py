@@ -58,10 +58,10 @@ def speed(size: int, rounds: int) -> Iterator[Figure]:
 
 
 def host_time(samples: int) -> Iterator[Figure]:
-    """Microseconds of a step of AdamW up to the launch, beside torch's fused step over 300 CPU tensors of one element."""
+    """Microseconds of a step of AdamW up to the launch, beside torch's fused step over 300 CPU tensors of 1."""
     fused = optimizer_of(torch.optim.AdamW, 300, 1, fused=True)
     place = places.Gpu(IdleTorchSurface(), torch.device("cpu"))
-    with mock.patch.object(places, "place_of", lambda device: place):
+    with mock.patch.object(places, "place_of", return_value=place):
         found: dict[tuple[int, bool], Figure] = {}
         for tensors in (300, 1_300):
             for moving in (False, True):
