@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from itertools import chain
@@ -31,6 +32,18 @@ HOOKS = (
 )
 
 
+class _UnscalesInside:
+    """Whether a GradScaler may leave unscaling to the step: yes, with no wait for the device.
+
+    Lightning refuses to clip the gradients of an optimizer that says so, and unscales them beforehand for one that does
+    not. It is told no: gradients that are unscaled already are not unscaled again.
+    """
+
+    def __get__(self, optimizer: object, owner: type) -> bool:
+        asking = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
+        return asking not in ("lightning", "lightning_fabric", "pytorch_lightning")
+
+
 class Optimizer(torch.optim.Optimizer):
     """Base class: `class Lion(fusedopt.torch.Optimizer, rule=LionRule): pass` has all that torch's own have.
 
@@ -51,7 +64,7 @@ class Optimizer(torch.optim.Optimizer):
     rule: ClassVar[type[Rule]]
     write_back_gradients = True
     _flags: ClassVar[tuple[str, ...]] = tuple(FLAGS)
-    _step_supports_amp_scaling = True
+    _step_supports_amp_scaling = _UnscalesInside()
     # What is derived from the groups and the state, made anew where it is not there, as after a copy.
     _binding: Binding | None = None
     _selection: Selection | None = None

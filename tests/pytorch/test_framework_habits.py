@@ -550,3 +550,12 @@ def test_autograd_notices_that_a_step_changed_a_saved_tensor(torch_device):
         assert p._version > version
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
+
+
+@pytest.mark.parametrize(("module", "expected"), [("torch.amp.grad_scaler", True), ("lightning.pytorch.amp", False)])
+def test_who_clips_only_what_it_unscales_itself_is_told_that_a_step_does_not_unscale(module, expected):
+    optimizer = fusedopt.torch.AdamW([torch.zeros(1, requires_grad=True)])
+    asks = "answer = getattr(optimizer, '_step_supports_amp_scaling', False)"
+    program = {"__name__": module, "optimizer": optimizer}
+    exec(asks, program)
+    assert program["answer"] is expected
