@@ -62,13 +62,20 @@ class ReadGroup:
     numbers: dict[str, Any]
 
 
-def read(group: Mapping[str, Any], before: ReadGroup) -> ReadGroup:
-    """What a group says now: `before` itself where that is the same.
+def read(group: Mapping[str, Any], before: ReadGroup, number: int) -> ReadGroup:
+    """What the group of this number says now: `before` itself where that is the same.
 
     Raises:
         KeyError: An option is missing.
         ValueError, TypeError: As `checked_rule`.
     """
+    try:
+        return _read(group, before)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"param group {number}: {error}") from None
+
+
+def _read(group: Mapping[str, Any], before: ReadGroup) -> ReadGroup:
     options = type(before.rule).options()
     try:
         values = operator.itemgetter(*options)(group)
@@ -82,9 +89,11 @@ def read(group: Mapping[str, Any], before: ReadGroup) -> ReadGroup:
     numbers, sources, column = {}, {}, 0
     for (name, field), value in zip(options.items(), values):
         items = value if isinstance(value, (tuple, list)) else (value,)
-        on_device = {i: item for i, item in enumerate(items) if _kernel_reads(item, group)}
-        if on_device and name not in before.rule.switches():  # which choose the kernel, so that the host must know them
-            sources.update({column + i: item for i, item in on_device.items()})
+        count = len(field.default) if isinstance(field.default, tuple) else 1
+        # Switches choose the kernel, so that the host must know them.
+        readable = len(items) == count and name not in before.rule.switches()
+        if readable and all(_kernel_reads(item, group) for item in items):
+            sources.update({column + i: item for i, item in enumerate(items)})
         else:
             numbers[name] = _plain(before.rule, name, value)
         column += 0 if isinstance(field.default, bool) else len(items)
@@ -105,7 +114,7 @@ def _has_no_tensor(values: tuple[Any, ...]) -> bool:
 
 def _kernel_reads(value: Any, group: Mapping[str, Any]) -> bool:
     """Whether a hyperparameter is a tensor on the device of the group's parameters, where no host need wait for it."""
-    if not isinstance(value, torch.Tensor) or value.dtype not in (torch.float32, torch.float64):
+    if not isinstance(value, torch.Tensor) or value.dtype not in (torch.float32, torch.float64) or value.numel() != 1:
         return False
     same = all(p.device == value.device for p in group["params"])
     return same and isinstance(places.place_of(value.device), places.Gpu)

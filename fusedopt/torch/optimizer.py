@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -86,8 +86,10 @@ class Optimizer(torch.optim.Optimizer):
         cls.__signature__ = inspect.Signature([params, *own, *keyword_only])  # type: ignore[attr-defined]
         if cls.__doc__ is None:
             lines = [f"    {name}: {field.metadata['doc']}." for name, field in rule.options().items() if field.init]
+            accepted = ", ".join(name for name in flags if name != "differentiable")
             ends = [
-                "    foreach, fused, capturable: Accepted, and of no effect: there is one algorithm.",
+                f"    {accepted}: Accepted, and of no effect: there is one algorithm.",
+                "    differentiable: Accepted where False: a fused step cannot be differentiated through.",
                 "    write_back_gradients: Under a GradScaler, leave gradients unscaled after a step, as torch does.",
             ]
             cls.__doc__ = "\n".join(
@@ -103,6 +105,8 @@ class Optimizer(torch.optim.Optimizer):
         for name in options:
             if name not in known:
                 raise TypeError(self.rule.unknown_option(name))
+            if not known[name].init:
+                raise TypeError(f"{type(self).__name__}: {name} is {known[name].default} by definition; leave it out.")
         _check_flags(flags, options)
         checked_rule(self.rule(), options)
         defaults = {name: options.get(name, field.default) for name, field in known.items()}
@@ -133,9 +137,10 @@ class Optimizer(torch.optim.Optimizer):
         if isinstance(param_group, dict):
             param_group = dict(param_group)
             number = len(self.param_groups)
-            if isinstance(param_group.get("params"), (list, tuple)) or hasattr(param_group.get("params"), "__next__"):
-                param_group["params"] = list(param_group["params"])
-                _check_params(param_group["params"], number)
+            params = param_group.get("params")
+            if isinstance(params, Iterable) and not isinstance(params, set):
+                param_group["params"] = [params] if isinstance(params, torch.Tensor) else list(params)
+                _check_params(param_group["params"], number, {id(p) for g in self.param_groups for p in g["params"]})
             try:
                 checked_rule(self.rule(), {**self.defaults, **param_group})
             except (TypeError, ValueError) as error:
@@ -148,7 +153,8 @@ class Optimizer(torch.optim.Optimizer):
             rule = self.rule()
             some = [*self._reads, *(ReadGroup(rule, {}, None, {}) for _ in self.param_groups)]
             self._reads = tuple(some[: len(self.param_groups)])
-        new = [read(group, before) for group, before in zip(self.param_groups, self._reads)]
+        pairs = enumerate(zip(self.param_groups, self._reads))
+        new = [read(group, before, number) for number, (group, before) in pairs]
         same = True
         for now, before in zip(new, self._reads):
             if now is not before:
@@ -351,7 +357,7 @@ def _check_flags(flags: Mapping[str, Any], options: Mapping[str, Any]) -> None:
                 )
 
 
-def _check_params(params: list[Any], number: int) -> None:
+def _check_params(params: list[Any], number: int, others: set[int]) -> None:
     """Raise ValueError, by name, for what torch refuses without one, or takes twice."""
     seen: set[int] = set()
     for i, entry in enumerate(params):
@@ -365,4 +371,6 @@ def _check_params(params: list[Any], number: int) -> None:
             )
         if id(p) in seen:
             raise ValueError(f"{what} appears twice in its group; give each once.")
+        if id(p) in others:
+            raise ValueError(f"{what} appears in more than one parameter group; give each once.")
         seen.add(id(p))
