@@ -19,10 +19,20 @@ os.environ.pop("FUSEDOPT_BACKEND", None)
 # A machine with a GPU may have numpy, cupy, torch and pytest alone: the tests that need more run on the others.
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "benchmarks"))
-collect_ignore: list[str] = []
-if importlib.util.find_spec("hypothesis") is None:
-    collect_ignore += [path.name for path in sorted(HERE.glob("test_*.py")) if "from hypothesis" in path.read_text()]
-MISSING_FRAMEWORKS = [n for n in ("transformers", "accelerate", "lightning") if importlib.util.find_spec(n) is None]
+MISSING = [
+    name
+    for name in ("hypothesis", "expecttest", "transformers", "accelerate", "lightning")
+    if importlib.util.find_spec(name) is None
+]
+MISSING_FRAMEWORKS = [name for name in MISSING if name not in ("hypothesis", "expecttest")]
+NEEDED_BY = {"hypothesis": "from hypothesis import", "expecttest": "_internal.common_optimizers import"}
+collect_ignore = [
+    str(path.relative_to(HERE))
+    for name, line in NEEDED_BY.items()
+    if name in MISSING
+    for path in sorted(HERE.rglob("test_*.py"))
+    if line in path.read_text()
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +82,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_report_header() -> str:
-    left_out = f"; left out without hypothesis: {', '.join(collect_ignore)}" if collect_ignore else ""
-    if MISSING_FRAMEWORKS:
-        left_out += f"; left out without {', '.join(MISSING_FRAMEWORKS)}: the tests marked frameworks"
+    left_out = f"; left out without {', '.join(MISSING)}: " if MISSING else ""
+    left_out += ", ".join([*collect_ignore, *(["the tests marked frameworks"] if MISSING_FRAMEWORKS else [])])
     from verified import changed_since  # in benchmarks/
 
     changed = ", ".join(changed_since()) or "none"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -14,14 +13,13 @@ import torch
 from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.torch import places
 from fusedopt.torch import state_dict as _state_dict
+from fusedopt.torch.arguments import FLAGS, by_name, check_flags, check_params, docstring, signature
 from fusedopt.torch.binding import GRADIENT, Binding, Selection
 from fusedopt.torch.candidate import Candidate
 from fusedopt.torch.groups import ReadGroup, checked_rule, read
 from fusedopt.torch.slots import Counter
 from fusedopt.torch.tensors import local, placements, untraced
 
-# torch's choices of an algorithm. There is one here, which does what each of them is for.
-FLAGS = {"foreach": None, "capturable": False, "differentiable": False, "fused": None}
 HOOKS = (
     "_optimizer_step_pre_hooks",
     "_optimizer_step_post_hooks",
@@ -79,51 +77,26 @@ class Optimizer(torch.optim.Optimizer):
             return
         check_declaration(rule)
         cls.rule, cls._flags = rule, flags
-        own = list(inspect.signature(rule, eval_str=True).parameters.values())
-        last = [*((name, FLAGS[name]) for name in flags), ("write_back_gradients", True)]
-        keyword_only = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=value) for n, value in last]
-        params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        cls.__signature__ = inspect.Signature([params, *own, *keyword_only])  # type: ignore[attr-defined]
+        cls.__signature__ = signature(rule, flags)  # type: ignore[attr-defined]  # read by help() and inspect
         if cls.__doc__ is None:
-            lines = [f"    {name}: {field.metadata['doc']}." for name, field in rule.options().items() if field.init]
-            accepted = ", ".join(name for name in flags if name != "differentiable")
-            ends = [
-                f"    {accepted}: Accepted, and of no effect: there is one algorithm.",
-                "    differentiable: Accepted where False: a fused step cannot be differentiated through.",
-                "    write_back_gradients: Under a GradScaler, leave gradients unscaled after a step, as torch does.",
-            ]
-            cls.__doc__ = "\n".join(
-                [inspect.getdoc(rule) or "", "", "Args:", "    params: As torch.optim.", *lines, *ends]
-            )
+            cls.__doc__ = docstring(rule, flags)
 
     def __init__(self, params: Any, *args: Any, write_back_gradients: bool = True, **options: Any) -> None:
         if not hasattr(type(self), "rule"):
             raise TypeError("Optimizer has no rule of its own; subclass it: class Mine(Optimizer, rule=MyRule).")
         flags = {name: options.pop(name, FLAGS[name]) for name in self._flags}
-        options |= self._positional(args, options)
+        options |= by_name(type(self).__name__, self.rule, args, options)
         known = self.rule.options()
         for name in options:
             if name not in known:
                 raise TypeError(self.rule.unknown_option(name))
             if not known[name].init:
                 raise TypeError(f"{type(self).__name__}: {name} is {known[name].default} by definition; leave it out.")
-        _check_flags(flags, options)
+        check_flags(flags, options)
         checked_rule(self.rule(), options)
         defaults = {name: options.get(name, field.default) for name, field in known.items()}
         self.write_back_gradients = write_back_gradients
         super().__init__(params, defaults | flags)
-
-    @classmethod
-    def _positional(cls, args: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
-        names = [name for name, field in cls.rule.options().items() if field.init and not field.kw_only]
-        if len(args) > len(names):
-            raise TypeError(
-                f"{cls.__name__} takes params and at most {len(names)} positional options, got {len(args)}."
-            )
-        given = dict(zip(names, args))
-        for name in given.keys() & options.keys():
-            raise TypeError(f"{cls.__name__} got {name} twice, by position and by name.")
-        return given
 
     # --- groups
 
@@ -140,38 +113,36 @@ class Optimizer(torch.optim.Optimizer):
             params = param_group.get("params")
             if isinstance(params, Iterable) and not isinstance(params, set):
                 param_group["params"] = [params] if isinstance(params, torch.Tensor) else list(params)
-                _check_params(param_group["params"], number, {id(p) for g in self.param_groups for p in g["params"]})
+                check_params(param_group["params"], number, {id(p) for g in self.param_groups for p in g["params"]})
             try:
                 checked_rule(self.rule(), {**self.defaults, **param_group})
             except (TypeError, ValueError) as error:
                 raise type(error)(f"param group {number}: {error}") from None
         super().add_param_group(param_group)
 
-    def _read_groups(self) -> bool:
-        """Read every param group; returns whether the plans that were made still go with their flags."""
+    def _read_groups(self) -> None:
+        """Read every param group, and forget the plans where they do not go with its flags any more."""
         if len(self._reads) != len(self.param_groups):
             rule = self.rule()
             some = [*self._reads, *(ReadGroup(rule, {}, None, {}) for _ in self.param_groups)]
             self._reads = tuple(some[: len(self.param_groups)])
         pairs = enumerate(zip(self.param_groups, self._reads))
         new = [read(group, before, number) for number, (group, before) in pairs]
-        same = True
         for now, before in zip(new, self._reads):
             if now is not before:
-                same = same and now.rule.flags == before.rule.flags
+                if now.rule.flags != before.rule.flags:
+                    self._binding = None
                 vars(before).update(vars(now))  # in place, since plans hold on to it
                 if self._binding is not None:
                     self._binding.version += 1
-        return same
 
     def upload_hyperparameters(self) -> None:
         """Send the groups' numbers to the device now: before each replay of a captured graph, where they change.
 
         An ordinary step does so itself. A hyperparameter that is a tensor on the device needs it neither.
         """
-        if not self._read_groups():
-            self._binding = None  # a step will plan with the other flags; a captured graph keeps its own
-        elif self._binding is not None and self._selection is not None:
+        self._read_groups()
+        if self._binding is not None and self._selection is not None:
             self._selection.refresh(self._binding.version)
         for plan in self._captured:
             plan.refresh()
@@ -207,7 +178,8 @@ class Optimizer(torch.optim.Optimizer):
             return
         absent = [] if len(present) == len(gradients) else [i for i, g in enumerate(gradients) if g is None]
         sizes = [len(group["params"]) for group in self.param_groups]
-        if not self._read_groups() or self._binding is None or not self._binding.holds(self.state, sizes):
+        self._read_groups()
+        if self._binding is None or not self._binding.holds(self.state, sizes):
             self._binding, self._selection = Binding(sizes), None
         selection, moved = self._selection, True
         try:
@@ -338,39 +310,3 @@ class Optimizer(torch.optim.Optimizer):
         written = _state_dict.written(self.state, self.param_groups, self._counters)
         kept = {name: getattr(self, name) for name in (*HOOKS, "write_back_gradients")}
         return {**super().__getstate__(), **kept, "state": defaultdict(dict, written)}
-
-
-def _check_flags(flags: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Raise what torch does for flags that exclude each other."""
-    if flags.get("differentiable"):
-        raise RuntimeError(
-            "differentiable=True is not supported: a fused step is no chain of differentiable operations; use "
-            "torch.optim, or torch.func, to differentiate through a step."
-        )
-    if flags.get("fused") and flags.get("foreach"):
-        raise RuntimeError("`fused` and `foreach` cannot be `True` together; leave both out, they change nothing here.")
-    if flags.get("foreach") and not flags.get("capturable"):
-        for name, value in options.items():
-            if any(isinstance(v, torch.Tensor) for v in (value if isinstance(value, (tuple, list)) else (value,))):
-                raise ValueError(
-                    f"{name} as a tensor needs capturable=True beside foreach=True, as in torch; leave foreach out."
-                )
-
-
-def _check_params(params: list[Any], number: int, others: set[int]) -> None:
-    """Raise ValueError, by name, for what torch refuses without one, or takes twice."""
-    seen: set[int] = set()
-    for i, entry in enumerate(params):
-        name, p = (repr(entry[0]), entry[1]) if isinstance(entry, tuple) and len(entry) == 2 else (f"{i}", entry)
-        if not isinstance(p, torch.Tensor):
-            continue
-        what = f"parameter {name} of group {number} (shape {tuple(p.shape)})"
-        if not (p.is_leaf or p.retains_grad):
-            raise ValueError(
-                f"{what}: can't optimize a non-leaf tensor; give the one that it was computed from, or detach it."
-            )
-        if id(p) in seen:
-            raise ValueError(f"{what} appears twice in its group; give each once.")
-        if id(p) in others:
-            raise ValueError(f"{what} appears in more than one parameter group; give each once.")
-        seen.add(id(p))

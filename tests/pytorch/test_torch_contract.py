@@ -1607,3 +1607,15 @@ def test_scalar_state_is_in_state_live_and_saved(dtype, torch_device):
 def test_the_base_class_has_no_rule_and_says_so():
     with pytest.raises(TypeError, match="has no rule of its own"):
         fusedopt.torch.Optimizer(leaves())
+
+
+def test_flags_changed_before_a_state_dict_is_loaded_are_in_force_after_it(torch_device):
+    pair = Pair(ADAMW, torch_device.device)
+    pair.step(2)
+    saved = [copy.deepcopy(optimizer.state_dict()) for optimizer in (pair.ours, pair.theirs)]
+    for optimizer, state_dict in zip((pair.ours, pair.theirs), saved, strict=True):
+        for group in (*optimizer.param_groups, *state_dict["param_groups"]):
+            group["maximize"] = True
+        optimizer.load_state_dict(state_dict)
+    pair.step(2)
+    pair.compare()

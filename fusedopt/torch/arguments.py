@@ -1,0 +1,90 @@
+"""What a constructor takes: a rule's hyperparameters and torch's flags; its signature, its docstring, its checks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from fusedopt.rules.rule import Rule
+
+# torch's choices of an algorithm. There is one here, which does what each of them is for.
+FLAGS = {"foreach": None, "capturable": False, "differentiable": False, "fused": None}
+
+
+def signature(rule: type[Rule], flags: Sequence[str]) -> inspect.Signature:
+    """As torch's class has it: `params`, the hyperparameters in the rule's order, the flags by name."""
+    own = inspect.signature(rule, eval_str=True).parameters.values()
+    last = [*((name, FLAGS[name]) for name in flags), ("write_back_gradients", True)]
+    by_keyword = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in last]
+    return inspect.Signature([inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD), *own, *by_keyword])
+
+
+def docstring(rule: type[Rule], flags: Sequence[str]) -> str:
+    """The rule's, with a line for each argument."""
+    own = [f"    {name}: {field.metadata['doc']}." for name, field in rule.options().items() if field.init]
+    accepted = ", ".join(name for name in flags if name != "differentiable")
+    lines = [
+        inspect.getdoc(rule) or "",
+        "",
+        "Args:",
+        "    params: As torch.optim takes them.",
+        *own,
+        f"    {accepted}: Accepted, and of no effect: there is one algorithm.",
+        "    differentiable: Accepted where False: a fused step cannot be differentiated through.",
+        "    write_back_gradients: Under a GradScaler, leave gradients unscaled after a step, as torch does.",
+    ]
+    return "\n".join(lines)
+
+
+def by_name(title: str, rule: type[Rule], args: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Positional arguments by the hyperparameters' names.
+
+    Raises:
+        TypeError: There are too many, or one is among the options too.
+    """
+    names = [name for name, field in rule.options().items() if field.init and not field.kw_only]
+    if len(args) > len(names):
+        raise TypeError(f"{title} takes params and at most {len(names)} positional options, got {len(args)}.")
+    given = dict(zip(names, args))
+    for name in given.keys() & options.keys():
+        raise TypeError(f"{title} got {name} twice, by position and by name.")
+    return given
+
+
+def check_flags(flags: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise what torch does for flags that exclude each other."""
+    if flags.get("differentiable"):
+        raise RuntimeError(
+            "differentiable=True is not supported: a fused step is no chain of differentiable operations; use "
+            "torch.optim, or torch.func, to differentiate through a step."
+        )
+    if flags.get("fused") and flags.get("foreach"):
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together; leave both out, they change nothing here.")
+    if flags.get("foreach") and not flags.get("capturable"):
+        for name, value in options.items():
+            if any(isinstance(v, torch.Tensor) for v in (value if isinstance(value, (tuple, list)) else (value,))):
+                raise ValueError(
+                    f"{name} as a tensor needs capturable=True beside foreach=True, as in torch; leave foreach out."
+                )
+
+
+def check_params(params: list[Any], number: int, others: set[int]) -> None:
+    """Raise ValueError, by name, for what torch refuses without one, or takes twice."""
+    seen: set[int] = set()
+    for i, entry in enumerate(params):
+        name, p = (repr(entry[0]), entry[1]) if isinstance(entry, tuple) and len(entry) == 2 else (f"{i}", entry)
+        if not isinstance(p, torch.Tensor):
+            continue
+        what = f"parameter {name} of group {number} (shape {tuple(p.shape)})"
+        if not (p.is_leaf or p.retains_grad):
+            raise ValueError(
+                f"{what}: can't optimize a non-leaf tensor; give the one that it was computed from, or detach it."
+            )
+        if id(p) in seen:
+            raise ValueError(f"{what} appears twice in its group; give each once.")
+        if id(p) in others:
+            raise ValueError(f"{what} appears in more than one parameter group; give each once.")
+        seen.add(id(p))
