@@ -21,8 +21,7 @@ from fusedopt.torch.slots import Slot
 from fusedopt.torch.tensors import is_plain, local, placements
 
 # Methods of C, mapped over lists: with a loop in Python a step over 300 tensors would take twice as long.
-POINTER, CONTIGUOUS = torch.Tensor.data_ptr, torch.Tensor.is_contiguous
-SIZE, NUMEL = torch.Tensor.size, torch.Tensor.numel
+POINTER, NUMEL, STRIDE = torch.Tensor.data_ptr, torch.Tensor.numel, torch.Tensor.stride
 DTYPE, GRADIENT = operator.attrgetter("dtype"), operator.attrgetter("grad")
 SELECTIONS = 16  # kept at most; models that choose their layers or experts come back to the same ones
 
@@ -33,25 +32,9 @@ def _locals(tensors: Tensors, sharded: bool) -> Tensors:
     return list(map(local, tensors)) if sharded else tensors
 
 
-class Geometry:
-    """Sizes and memory layouts of some tensors. Of a contiguous one, what `measure` gives says all."""
-
-    def __init__(self, tensors: Tensors, measure: Callable[[torch.Tensor], Any]) -> None:
-        self._measure = measure
-        self._sizes, self._contiguous = list(map(measure, tensors)), list(map(CONTIGUOUS, tensors))
-        self._strided = [place for place, contiguous in enumerate(self._contiguous) if not contiguous]
-        self._strides = self._strides_of(tensors)
-
-    def _strides_of(self, tensors: Tensors) -> list[tuple[Any, Any]]:
-        return [(tensors[place].size(), tensors[place].stride()) for place in self._strided]
-
-    def holds(self, tensors: Tensors) -> bool:
-        """Whether these tensors are like those."""
-        return (
-            list(map(self._measure, tensors)) == self._sizes
-            and list(map(CONTIGUOUS, tensors)) == self._contiguous
-            and (not self._strided or self._strides_of(tensors) == self._strides)
-        )
+def _layouts(tensors: Tensors) -> tuple[list[int], list[Any]]:
+    """Sizes and strides: together they say of a tensor's elements where each of them lies."""
+    return list(map(NUMEL, tensors)), list(map(STRIDE, tensors))
 
 
 class Binding:
@@ -86,11 +69,11 @@ class Binding:
         self.sharded = not all(map(is_plain, set(map(type, self.members))))
         parameters = _locals(self.members, self.sharded)
         self._pointers = list(map(POINTER, parameters))
-        self._geometry = Geometry(parameters, SIZE)
+        self._layouts = _layouts(parameters)
         self._keys = list(state)
         self._segments = _segments(self.slots, {id(p): place for place, p in enumerate(state)})
         arrays, numbers = self._state_tensors(state)
-        self._arrays, self._numbers = list(map(weakref.ref, arrays)), numbers
+        self._arrays = list(map(weakref.ref, arrays))
         self._state_pointers = self._pointers_of(arrays, numbers)
 
     def _state_tensors(self, state: Mapping[Any, Any]) -> tuple[Tensors, Tensors]:
@@ -138,7 +121,7 @@ class Binding:
         parameters = _locals(self.members, self.sharded)
         if list(map(POINTER, parameters)) != self._pointers:
             return False
-        if not self._geometry.holds(parameters):
+        if _layouts(parameters) != self._layouts:
             return False
         if len(state) != len(self._keys) or not all(map(is_, state, self._keys)):
             return False
@@ -146,7 +129,9 @@ class Binding:
             arrays, numbers = self._state_tensors(state)
         except KeyError:
             return False
-        if not all(map(is_, numbers, self._numbers)) or not all(map(is_, arrays, [array() for array in self._arrays])):
+        # Numbers lie in counters, which are kept: one that is elsewhere has another address. An array's old memory may
+        # have been given to another.
+        if len(arrays) != len(self._arrays) or not all(map(is_, arrays, [array() for array in self._arrays])):
             return False
         return self._pointers_of(arrays, numbers) == self._state_pointers
 
@@ -201,7 +186,7 @@ class Selection:
         self.parameters = [slot.parameter for slot in slots]
         places = _locals(gradients, binding.sharded)
         self._placements = list(map(placements, self.parameters)) if self._sharded else None
-        self._dtypes, self._geometry = list(map(DTYPE, places)), Geometry(places, NUMEL)
+        self._dtypes, self._layouts = list(map(DTYPE, places)), _layouts(places)
         self._pointers = [slot.gradient_pointer for slot in slots]
         self.behind = False  # whether the plans have yet to be told where the gradients are
         self._version = binding.version
@@ -228,7 +213,7 @@ class Selection:
         if self._placements is not None and list(map(placements, gradients)) != self._placements:
             raise LookupError
         places = _locals(gradients, self._sharded)
-        if list(map(DTYPE, places)) != self._dtypes or not self._geometry.holds(places):
+        if list(map(DTYPE, places)) != self._dtypes or _layouts(places) != self._layouts:
             raise LookupError
         before, self._pointers = self._pointers, list(map(POINTER, places))
         self.behind = self.behind or self._pointers != before
