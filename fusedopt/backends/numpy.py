@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -113,8 +113,9 @@ def _scratch_slots(layout: tuple[bool, ...], real: type, count: int) -> list[Arr
 class NumpyPlan:
     """Spans of NumPy arrays, ready to be updated."""
 
-    def __init__(self, spans: Sequence[Span]) -> None:
-        thread_count()  # a wrong FUSEDOPT_NUM_THREADS is refused before anything is done
+    def __init__(self, spans: Sequence[Span], threads: Callable[[], int]) -> None:
+        threads()  # a wrong FUSEDOPT_NUM_THREADS is refused before anything is done
+        self._threads = threads
         self._kinds: dict[tuple[int, tuple[str, str, str]], _Kind] = {}
         self.jobs = [_Job(span, self._kind(span.group, span.dtypes)) for span in spans]
         self.pieces = [
@@ -159,7 +160,7 @@ class NumpyPlan:
                         function(*arguments(slots))
 
         if self.threaded:
-            on_all_threads(work, len(self.pieces))
+            on_all_threads(work, min(len(self.pieces), self._threads()))
         else:
             work()
         for job, (*_, after) in zip(self.jobs, begun):
@@ -181,9 +182,16 @@ class NumpyPlan:
 
 
 class NumpyBackend:
-    """NumPy arrays, on the CPU."""
+    """NumPy arrays, on the CPU.
+
+    Args:
+        threads: How many a step may take.
+    """
 
     device = "cpu"
+
+    def __init__(self, threads: Callable[[], int] = thread_count) -> None:
+        self._threads = threads
 
     def zeros(self, count: int, dtype: np.dtype[Any]) -> Array:
         return aligned_zeros(count, dtype)
@@ -198,7 +206,7 @@ class NumpyBackend:
         return contextlib.nullcontext()
 
     def plan(self, spans: Sequence[Span]) -> NumpyPlan:
-        return NumpyPlan(spans)
+        return NumpyPlan(spans, self._threads)
 
 
 BACKEND = NumpyBackend()

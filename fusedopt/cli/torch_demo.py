@@ -107,7 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
             console.print(f"step {step:>5} " + "".join(f"{losses[name][-1]:>17.6f}" for name in trainings))
     ours = losses["fusedopt.torch"]
     smooth = np.convolve(ours, np.full(10, 0.1), "valid").tolist()
-    console.print(Verbatim("\n" + text_curve(list(range(len(smooth))), smooth, ascii_only=console.options.ascii_only)))
+    console.print("\nThe mean of every ten steps' losses:")
+    console.print(Verbatim(text_curve(list(range(len(smooth))), smooth, ascii_only=console.options.ascii_only)))
     apart = max(abs(a - b) for a, b in zip(*losses.values()))
     _print_times(console, trainings)
     agree = apart <= ALLOWED_LOSS_DIFFERENCE

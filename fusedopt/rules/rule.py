@@ -182,8 +182,9 @@ class Rule:
     @classmethod
     def unknown_option(cls, name: object) -> str:
         """The sentence for an option that the rule does not have."""
-        near = difflib.get_close_matches(str(name), cls.options(), n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(cls.options())}."
+        known = [option for option, field in cls.options().items() if field.init]
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}."
         return f"{cls.__name__} has no option {name!r}; {hint}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,7 +77,7 @@ def read(group: Mapping[str, Any], before: ReadGroup, number: int) -> ReadGroup:
 def _read(group: Mapping[str, Any], before: ReadGroup) -> ReadGroup:
     options = type(before.rule).options()
     try:
-        values = operator.itemgetter(*options)(group)
+        values = tuple(map(group.__getitem__, options))
     except KeyError as error:
         raise KeyError(f"a param group of {type(before.rule).__name__} lacks {error}; give it a value.") from None
     if _has_no_tensor(values):

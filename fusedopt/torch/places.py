@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import torch
 
 from fusedopt.backends import Backend, cuda, numpy
 from fusedopt.backends.device import DeviceBackend
+from fusedopt.backends.threads import thread_count
 
 
 class Place(Protocol):
@@ -41,10 +43,15 @@ def _array_at(pointer: int, size: int, dtype: np.dtype[Any]) -> Any:
     return np.frombuffer(_bytes(size * dtype.itemsize).from_address(pointer), dtype)
 
 
+def _threads() -> int:
+    """`FUSEDOPT_NUM_THREADS`, or as many as torch may take, which launchers of several processes limit."""
+    return thread_count() if "FUSEDOPT_NUM_THREADS" in os.environ else torch.get_num_threads()
+
+
 class Host:
     """The CPU. Its arrays do not own their memory: that keeps no gradient alive which its owner has dropped."""
 
-    backend: Backend = numpy.BACKEND
+    backend: Backend = numpy.NumpyBackend(_threads)
 
     def memories(self, pointers: list[int], sizes: Sequence[int], dtypes: Sequence[str]) -> list[Any]:
         return list(map(_array_at, pointers, sizes, map(np.dtype, dtypes)))

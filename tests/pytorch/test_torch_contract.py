@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import fusedopt.torch
 from cases import CASES, Plain, assert_same_bits, each_case
-from fusedopt.rules import Rule, Values, hyperparameter
+from fusedopt.rules import Rule, Values, hyperparameter, sign
 from step_checks import NAdam
 
 SHAPES = ((3, 5), (), (4099,))
@@ -1619,3 +1619,26 @@ def test_flags_changed_before_a_state_dict_is_loaded_are_in_force_after_it(torch
         optimizer.load_state_dict(state_dict)
     pair.step(2)
     pair.compare()
+
+
+@dataclass(frozen=True)
+class SignRule(Rule):
+    """One hyperparameter alone."""
+
+    lr: float = hyperparameter(0.5, "[0, inf)", "learning rate")
+
+    def scalars(self, step, a):
+        return Values(lr=self.lr)
+
+    def update(self, p, g, s, c):
+        return p - c.lr * sign(g), Values()
+
+
+def test_a_rule_may_have_one_hyperparameter_alone(torch_device):
+    class Sign(fusedopt.torch.Optimizer, rule=SignRule):
+        pass
+
+    p = torch.zeros(3, device=torch_device.device, requires_grad=True)
+    p.grad = torch.tensor([2.0, -3.0, 0.0], device=torch_device.device)
+    Sign([p]).step()
+    assert p.tolist() == [-0.5, 0.5, 0.0]
