@@ -71,12 +71,10 @@ class CudaSurface:
     @contextlib.contextmanager
     def here(self) -> Iterator[Any]:
         with self._device, self._stream() as stream:
-            last = self._last_stream
-            changed = last is not None and last.ptr != stream.ptr
-            # A capture may not wait for work outside of it, nor others for a capture.
-            if changed and not stream.is_capturing() and not last.is_capturing():
-                stream.wait_event(last.record())
-            self._last_stream = stream
+            if not stream.is_capturing():  # a capture may not wait for work outside of it, nor others for a capture
+                last, self._last_stream = self._last_stream, stream
+                if last is not None and last.ptr != stream.ptr and not last.is_capturing():
+                    stream.wait_event(last.record())
             yield stream
 
     def _stream(self) -> Any:

@@ -80,15 +80,16 @@ class Uploads:
         self._next, self._lock = 0, threading.Lock()  # optimizers of several threads share a device
         self._of_graphs: list[Array] = []
 
-    def upload(self, to: Any, table: Array) -> None:
+    def upload(self, to: Any, table: Array, of_graph: Array | None = None) -> None:
         """Copy a host table into a device array of as many bytes, without waiting for the device.
 
-        While a graph is captured the copy becomes part of it, and its buffer is never used again: each replay reads it.
+        While a graph is captured the copy becomes part of it, and its buffer, which may be given, is never used again:
+        each replay reads it.
         """
         source = table.reshape(-1).view(np.uint8)
         with self._lock:
             if self._surface.capturing():
-                self._of_graphs.append(self._taken_out(len(source)))
+                self._of_graphs.append(self._taken_out(len(source)) if of_graph is None else of_graph)
                 self._of_graphs[-1][: len(source)] = source
                 self._surface.copy(to, self._of_graphs[-1][: len(source)])
                 return
@@ -103,7 +104,7 @@ class Uploads:
             self._next = (self._next + 1) % len(self._buffers)
 
     def _taken_out(self, nbytes: int) -> Array:
-        """A buffer of the ring's own: during a capture none can be made, and the device has been idle before it."""
+        """One of the ring's buffers: during a capture none can be made, and before it the device is idle."""
         for place, kept in enumerate(self._buffers):
             if kept is not None and len(kept[0]) >= nbytes:
                 self._buffers[place] = None
@@ -147,7 +148,8 @@ class DevicePlan:
         self._span_table, self._chunk_table = self._upload(self._table), self._upload(chunks)
         # A table of numbers, and one of the addresses that they are read from instead, where not 0.
         self._numbers = backend.memory_of(self, 2 * len(self._groups) * len(rules[0].number_names()) * 8)
-        self._origin: DevicePlan | None = None
+        self.origin: DevicePlan | None = None  # of a captured one
+        self._of_graph: Array | None = self._surface.pinned(self._table.nbytes)  # during a capture none can be made
         self._scalars: dict[str, Any] = {}
         self._blocks = min(len(chunks), BLOCKS * self._surface.multiprocessors)
         self._arguments = np.zeros(1, LAUNCH)
@@ -183,12 +185,13 @@ class DevicePlan:
 
     def move(self, gradients: Sequence[Any]) -> None:
         self._table["gradient"] = gradients  # addresses: where arrays are, they stay
-        self._backend.uploads.upload(self._span_table, self._table)
+        buffer = self._of_graph if self.origin is not None else None
+        self._backend.uploads.upload(self._span_table, self._table, buffer)
 
     def captured(self) -> DevicePlan:
         """A copy for a graph, with a span table of its own, which `move` uploads as part of it; numbers are shared."""
         plan = copy.copy(self)
-        plan._origin = self  # which keeps the other tables
+        plan.origin, self._of_graph = self, None  # it keeps the other tables, and has given its buffer away
         plan._table, plan._arguments, plan._scalars = self._table.copy(), self._arguments.copy(), {}
         plan._span_table = self._backend.memory_of(plan, self._table.nbytes)
         plan._arguments["spans"] = self._surface.pointer(plan._span_table)
@@ -225,6 +228,7 @@ class DeviceBackend:
         self.uploads = Uploads(surface)
         self._kernels: dict[str, Any] = {}
         self._free: list[Any] = []  # memory of plans that are gone
+        self._lock = threading.Lock()
 
     def memory_of(self, plan: DevicePlan, nbytes: int) -> Any:
         """Bytes on the device for a table of a plan.
@@ -232,10 +236,12 @@ class DeviceBackend:
         They go from plan to plan, and never back to the device's pool: there, another stream could take them while a
         launch still reads them.
         """
-        fitting = [place for place, memory in enumerate(self._free) if memory.nbytes >= nbytes]
-        if fitting:
-            memory = self._free.pop(min(fitting, key=lambda place: int(self._free[place].nbytes)))
-        else:
+        memory = None
+        with self._lock:  # optimizers of several threads share a device
+            fitting = [place for place, free in enumerate(self._free) if free.nbytes >= nbytes]
+            if fitting:
+                memory = self._free.pop(min(fitting, key=lambda place: int(self._free[place].nbytes)))
+        if memory is None:
             memory = self.surface.zeros(1 << max(8, (nbytes - 1).bit_length()), np.dtype(np.uint8))
         weakref.finalize(plan, self._free.append, memory).atexit = False
         return memory

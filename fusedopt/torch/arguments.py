@@ -78,7 +78,8 @@ def check_params(params: list[Any], number: int, others: set[int]) -> None:
         name, p = (repr(entry[0]), entry[1]) if isinstance(entry, tuple) and len(entry) == 2 else (f"{i}", entry)
         if not isinstance(p, torch.Tensor):
             continue
-        what = f"parameter {name} of group {number} (shape {tuple(p.shape)})"
+        shape = "not known yet" if torch.nn.parameter.is_lazy(p) else tuple(p.shape)
+        what = f"parameter {name} of group {number} (shape {shape})"
         if not (p.is_leaf or p.retains_grad):
             raise ValueError(
                 f"{what}: can't optimize a non-leaf tensor; give the one that it was computed from, or detach it."

@@ -33,7 +33,7 @@ def _locals(tensors: Tensors, sharded: bool) -> Tensors:
 
 
 def _layouts(tensors: Tensors) -> tuple[list[int], list[Any]]:
-    """Sizes and strides: together they say of a tensor's elements where each of them lies."""
+    """Sizes and strides, which tell reshaped, cut and transposed tensors apart."""
     return list(map(NUMEL, tensors)), list(map(STRIDE, tensors))
 
 
@@ -73,7 +73,7 @@ class Binding:
         self._keys = list(state)
         self._segments = _segments(self.slots, {id(p): place for place, p in enumerate(state)})
         arrays, numbers = self._state_tensors(state)
-        self._arrays = list(map(weakref.ref, arrays))
+        self._arrays, self._numbers = list(map(weakref.ref, arrays)), numbers
         self._state_pointers = self._pointers_of(arrays, numbers)
 
     def _state_tensors(self, state: Mapping[Any, Any]) -> tuple[Tensors, Tensors]:
@@ -129,9 +129,7 @@ class Binding:
             arrays, numbers = self._state_tensors(state)
         except KeyError:
             return False
-        # Numbers lie in counters, which are kept: one that is elsewhere has another address. An array's old memory may
-        # have been given to another.
-        if len(arrays) != len(self._arrays) or not all(map(is_, arrays, [array() for array in self._arrays])):
+        if not all(map(is_, numbers, self._numbers)) or not all(map(is_, arrays, [array() for array in self._arrays])):
             return False
         return self._pointers_of(arrays, numbers) == self._state_pointers
 

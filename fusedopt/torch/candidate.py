@@ -173,7 +173,7 @@ class Candidate:
         """Where everything lies; what does not lie in the parameter's order is copied into it."""
         order, place = memory_order(self.local), places.place_of(self.device)
         tensors = [self.local, self.gradient, *(local(state) for state in self.states if state is not None)]
-        placed = [tensor if has_order(tensor, order) else in_order(tensor, order) for tensor in tensors]
+        placed = [t if has_order(t, order) and not t.is_neg() else in_order(t, order) for t in tensors]
         self.copies += [Copy(copy, t, t is self.gradient) for copy, t in zip(placed, tensors) if copy is not t]
         names, size = [DTYPES[tensor.dtype] for tensor in placed], self.local.numel()
         parameter, gradient, *states, counters = place.memories(

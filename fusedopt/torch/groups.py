@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from fusedopt.groups import changed_rule
@@ -51,12 +52,14 @@ class ReadGroup:
     Attributes:
         rule: Its hyperparameters; those that `sources` has, with a value of no matter.
         sources: Those that the kernel reads on the device, by their place in `Rule.number_names`.
+        addresses: Where and of what dtype these are.
         values: As they stood in the group, or None where one was a tensor.
         numbers: The same with tensors as numbers, by name; without those that `sources` has.
     """
 
     rule: Rule
     sources: dict[int, Any]
+    addresses: dict[int, tuple[int, torch.dtype]]
     values: tuple[Any, ...] | None
     numbers: dict[str, Any]
 
@@ -77,14 +80,14 @@ def read(group: Mapping[str, Any], before: ReadGroup, number: int) -> ReadGroup:
 def _read(group: Mapping[str, Any], before: ReadGroup) -> ReadGroup:
     options = type(before.rule).options()
     try:
-        values = tuple(map(group.__getitem__, options))
+        values = tuple(map(_frozen, map(group.__getitem__, options)))
     except KeyError as error:
         raise KeyError(f"a param group of {type(before.rule).__name__} lacks {error}; give it a value.") from None
     if _has_no_tensor(values):
         if before.values == values:
             return before
         numbers = dict(zip(options, values))
-        return ReadGroup(checked_rule(before.rule, numbers), {}, values, numbers)
+        return ReadGroup(checked_rule(before.rule, numbers), {}, {}, values, numbers)
     numbers, sources, column = {}, {}, 0
     for (name, field), value in zip(options.items(), values):
         items = value if isinstance(value, (tuple, list)) else (value,)
@@ -96,10 +99,18 @@ def _read(group: Mapping[str, Any], before: ReadGroup) -> ReadGroup:
         else:
             numbers[name] = _plain(before.rule, name, value)
         column += 0 if isinstance(field.default, bool) else len(items)
-    same = before.sources.keys() == sources.keys() and all(before.sources[i] is sources[i] for i in sources)
+    addresses = {place: (source.data_ptr(), source.dtype) for place, source in sources.items()}
+    same = all(before.sources[i] is sources[i] for i in sources) if before.addresses == addresses else False
     if same and before.values is None and before.numbers == numbers:
         return before
-    return ReadGroup(checked_rule(before.rule, numbers), sources, None, numbers)
+    return ReadGroup(checked_rule(before.rule, numbers), sources, addresses, None, numbers)
+
+
+def _frozen(value: Any) -> Any:
+    """A value that does not change where its owner writes into a list or an array; tensors are looked at afresh."""
+    if isinstance(value, list):
+        return tuple(value)
+    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
 def _has_no_tensor(values: tuple[Any, ...]) -> bool:

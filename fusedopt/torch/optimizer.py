@@ -94,6 +94,7 @@ class Optimizer(torch.optim.Optimizer):
                 raise TypeError(f"{type(self).__name__}: {name} is {known[name].default} by definition; leave it out.")
         check_flags(flags, options)
         checked_rule(self.rule(), options)
+        options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
         defaults = {name: options.get(name, field.default) for name, field in known.items()}
         self.write_back_gradients = write_back_gradients
         super().__init__(params, defaults | flags)
@@ -124,7 +125,7 @@ class Optimizer(torch.optim.Optimizer):
         """Read every param group, and forget the plans where they do not go with its flags any more."""
         if len(self._reads) != len(self.param_groups):
             rule = self.rule()
-            some = [*self._reads, *(ReadGroup(rule, {}, None, {}) for _ in self.param_groups)]
+            some = [*self._reads, *(ReadGroup(rule, {}, {}, None, {}) for _ in self.param_groups)]
             self._reads = tuple(some[: len(self.param_groups)])
         pairs = enumerate(zip(self.param_groups, self._reads))
         new = [read(group, before, number) for number, (group, before) in pairs]
@@ -144,7 +145,7 @@ class Optimizer(torch.optim.Optimizer):
         self._read_groups()
         if self._binding is not None and self._selection is not None:
             self._selection.refresh(self._binding.version)
-        for plan in self._captured:
+        for plan in {id(plan.origin): plan for plan in self._captured}.values():  # which share their numbers
             plan.refresh()
 
     # --- step
@@ -192,8 +193,10 @@ class Optimizer(torch.optim.Optimizer):
         if selection is None:
             selection = self._select(params, gradients, absent)
             moved = not selection.copies and selection.moved(present)
-        self._selection = selection
         selection.refresh(self._binding.version)
+        self._selection = selection
+        if selection.copies:
+            self._binding = self._selection = None  # good for this step alone
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         write_back = grad_scale is not None and self.write_back_gradients
         if write_back and any(placements(copy.copy) != placements(copy.original) for copy in selection.copies):
@@ -201,20 +204,21 @@ class Optimizer(torch.optim.Optimizer):
                 "a gradient that is not sharded as its parameter cannot be left unscaled; make the optimizer with "
                 "write_back_gradients=False."
             )
+        behind = False
         for route in selection.routes:
             plan = route.plan
             if route.place.capturing():
                 plan = plan.captured()  # type: ignore[attr-defined]  # of a device, where graphs are
                 self._captured += (plan,)
                 plan.move(selection.gradients(route))
+                behind = selection.behind
             elif moved:
                 plan.move(selection.gradients(route))
-                selection.behind = False
             plan.step(route.place.scalar(grad_scale), route.place.scalar(found_inf), write_back)
+        selection.behind = behind
         written = selection.parameters + present if write_back else selection.parameters
         torch.autograd.graph.increment_version(written)  # for autograd, past which memory was written
         for copy in selection.copies:
-            self._binding = self._selection = None
             if write_back or not copy.gradient:
                 copy.original.copy_(copy.copy)
 
@@ -239,10 +243,11 @@ class Optimizer(torch.optim.Optimizer):
         selection = None if candidates else binding.selection(stepping, params, absent)
         if selection is not None:
             return selection
-        if any(places.place_of(local(p).device).capturing() for p in stepping):
+        if any(places.place_of(device).capturing() for device in {local(p).device for p in stepping}):
             raise RuntimeError(
                 "step() is captured before a step like it was taken: its state and tables would be made anew at every "
-                "replay; take one step outside of the graph first, with the same parameters, gradients and flags."
+                "replay; take one step outside of the graph first, with the same parameters, gradients and flags (and "
+                "with gradients whose elements lie as their parameters' do: others are copied anew at every step)."
             )
         slots, counters, current = [], self._counters, set(map(id, params))
         for gone in [p for p in counters if id(p) not in current]:
@@ -300,9 +305,7 @@ class Optimizer(torch.optim.Optimizer):
         state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
-        self._read_groups()
-        rules = [group.rule for group in self._reads]
-        _state_dict.load(state_dict, self.param_groups, rules, self.state, self._counters)
+        _state_dict.load(state_dict, self.param_groups, self.rule(), self.state, self._counters)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 

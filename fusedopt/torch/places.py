@@ -77,7 +77,8 @@ class Surface(cuda.CudaSurface):
         return torch.zeros(count, dtype=getattr(torch, dtype.name), device=self._torch_device)
 
     def capturing(self) -> bool:
-        return bool(torch.cuda.is_current_stream_capturing())
+        with self._device:  # which torch, too, takes for the current one
+            return bool(torch.cuda.is_current_stream_capturing())
 
     def pointer(self, array: Any) -> int:
         return array if isinstance(array, int) else int(array.data_ptr())

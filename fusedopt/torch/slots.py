@@ -77,7 +77,7 @@ class Slot:
         parameter: As it stands in its group.
         place, span, counter: Where it is updated, what is updated, and its step.
         gradient_dtype, size, gradient_strides, gradient_pointer: Of the part of its gradient that is here.
-        copies: None as a rule; a slot that has some is good for one step.
+        copies: Empty as a rule; a slot that has some is good for one step.
     """
 
     parameter: torch.Tensor

@@ -29,6 +29,9 @@ def written(state: State, groups: Sequence[Mapping[str, Any]], counters: Mapping
     known = [(p, counter) for p in state if (counter := counters.get(p)) is not None]
     numbers = dict(zip((id(p) for p, _ in known), _on_host([counter.row for _, counter in known])))
     for p, entry in state.items():
+        if not isinstance(p, torch.Tensor) or not isinstance(entry, Mapping):
+            copied[p] = entry  # somebody else's
+            continue
         copied[p] = dict(entry)
         counter = counters.get(p)
         if counter is None:
@@ -60,7 +63,7 @@ def _as_torch_has_it(number: float, device: Any) -> torch.Tensor:
 def load(
     saved: Mapping[str, Any],
     groups: Sequence[dict[str, Any]],
-    rules: Sequence[Rule],
+    rule: Rule,
     state: dict[Any, Any],
     counters: Mapping[torch.Tensor, Counter],
 ) -> None:
@@ -69,14 +72,14 @@ def load(
     Raises:
         ValueError, TypeError, KeyError: As `fusedopt.Optimizer.load_state_dict`.
     """
-    new_rules, extras, entries = checked_groups(saved, groups, rules, checked_rule)
-    params = [(p, rule) for group, rule in zip(groups, new_rules) for p in group["params"]]
+    rules, extras, entries = checked_groups(saved, groups, [rule] * len(groups), checked_rule)
+    params = [(p, rule) for group, rule in zip(groups, rules) for p in group["params"]]
     names = [name for group in groups for name in _names(group)]
     checked = [
         (p, rule, checked_entry(entry, rule, name, partial(_tensor, parameter=p)))
         for (p, rule), name, entry in zip(params, names, entries)
     ]
-    for group, entry, rule, extra in zip(groups, saved["param_groups"], new_rules, extras):
+    for group, entry, rule, extra in zip(groups, saved["param_groups"], rules, extras):
         for name, field in rule.options().items():
             if name in entry and field.init:
                 _assign(group, name, entry[name])
