@@ -1,32 +1,48 @@
-"""`optimizers.pyi`, written from the rules, for tools that do not run code: `python -m fusedopt.stubs` rewrites it."""
+"""The stubs `optimizers.pyi`, written for tools that do not run code: `python -m fusedopt.stubs` rewrites them."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from pathlib import Path
 
-from fusedopt import optimizers
-from fusedopt.optimizer import Optimizer
-
-PATH = Path(__file__).with_name("optimizers.pyi")
+# Modules of optimizers, each with the type of its tensors, which a number may be given as.
+MODULES = {"fusedopt": "", "fusedopt.torch": "Tensor"}
 
 
-def stub_text() -> str:
-    """The stub of `fusedopt.optimizers`: each class with its constructor's arguments, types and defaults."""
+def path(package: str) -> Path:
+    """Where the stub of a package's optimizers is."""
+    return Path(__file__).parent.joinpath(*package.split(".")[1:], "optimizers.pyi")
+
+
+def stub_text(package: str) -> str:
+    """The stub of a package's optimizers: each class with its constructor's arguments, types and defaults."""
+    tensor = MODULES[package]
+    module = importlib.import_module(f"{package}.optimizers")
     lines = ["# Written by fusedopt.stubs from the rules.", "from typing import Any", ""]
-    lines += ["from fusedopt.optimizer import Optimizer", ""]
-    for name, cls in vars(optimizers).items():
-        if inspect.isclass(cls) and issubclass(cls, Optimizer) and cls is not Optimizer:
+    lines += [f"from torch import {tensor}", ""] if tensor else []
+    lines += [f"from {package}.optimizer import Optimizer", ""]
+    for name, cls in vars(module).items():
+        if inspect.isclass(cls) and issubclass(cls, module.Optimizer) and cls is not module.Optimizer:
             lines += [f"class {name}(Optimizer):", "    def __init__(", "        self,", "        params: Any,"]
             keyword_only = False
-            for option in list(inspect.signature(cls.rule).parameters.values()):
+            for option in list(inspect.signature(cls).parameters.values())[1:]:
                 if option.kind is option.KEYWORD_ONLY and not keyword_only:
                     lines.append("        *,")
                     keyword_only = True
-                lines.append(f"        {option.name}: {str(option.annotation).strip(chr(39))} = {option.default!r},")
+                lines.append(f"        {option.name}: {_annotation(option, tensor)} = {option.default!r},")
             lines += ["    ) -> None: ...", ""]
     return "\n".join(lines[:-1]) + "\n"
 
 
+def _annotation(option: inspect.Parameter, tensor: str) -> str:
+    if option.annotation is option.empty:  # a flag
+        return "bool | None" if option.default is None else "bool"
+    name = getattr(option.annotation, "__name__", str(option.annotation))
+    name = str(option.annotation) if "[" in str(option.annotation) else name
+    return name.replace("float", f"float | {tensor}") if tensor else name
+
+
 if __name__ == "__main__":
-    PATH.write_text(stub_text())
+    for package in MODULES:
+        path(package).write_text(stub_text(package))

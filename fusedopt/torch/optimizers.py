@@ -6,13 +6,10 @@ from fusedopt import rules
 from fusedopt.torch.optimizer import Optimizer
 
 
-class SGD(Optimizer, rule=rules.SGD, flags=("foreach", "differentiable", "fused")):
-    __doc__ = None
+class SGD(Optimizer, rule=rules.SGD, flags=("foreach", "differentiable", "fused")): ...
 
 
-class Adam(Optimizer, rule=rules.Adam):
-    __doc__ = None
+class Adam(Optimizer, rule=rules.Adam): ...
 
 
-class AdamW(Optimizer, rule=rules.AdamW):
-    __doc__ = None
+class AdamW(Optimizer, rule=rules.AdamW): ...
