@@ -42,8 +42,10 @@ class Binding:
 
     Attributes:
         sizes: Of the param groups, in parameters.
-        members: The parameters.
+        members, slots: The parameters, and what each was made ready as.
         places: The place of each member by its id.
+        sharded: Whether some are DTensors, of which the local part is looked at.
+        selections: Those of its members that have stepped together, by their ids, oldest first.
         version: Counts the changes of hyperparameters.
     """
 

@@ -204,7 +204,7 @@ class Optimizer(torch.optim.Optimizer):
                 "a gradient that is not sharded as its parameter cannot be left unscaled; make the optimizer with "
                 "write_back_gradients=False."
             )
-        behind = False
+        behind = False  # whether plans outside of a graph have yet to be told where the gradients are
         for route in selection.routes:
             plan = route.plan
             if route.place.capturing():
