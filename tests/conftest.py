@@ -1,4 +1,4 @@
-"""The devices that one test body runs on: NumPy, the emulated GPU, and CUDA where there is one."""
+"""The devices that one test body runs on: the CPU by NumPy and by numba, the emulated GPU, CUDA where there is one."""
 
 import dataclasses
 import importlib.util
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from devices import DEVICES, backend_for
 from fusedopt.backends import Backend, backend_of, cuda
 
-# Tests say themselves where they run.
-os.environ.pop("FUSEDOPT_BACKEND", None)
+os.environ["FUSEDOPT_BACKEND"] = "numpy"  # while tests are collected
 
 # A machine with a GPU may have numpy, cupy, torch and pytest alone: the tests that need more run on the others.
 HERE = Path(__file__).parent
@@ -40,7 +40,7 @@ class Device:
     """Where arrays are and steps are executed.
 
     Attributes:
-        name: numpy, emulated or cuda.
+        name: numpy, numba, emulated or cuda.
         array: Copies values to the device, with `np.array`'s dtype.
         host: Copies a device's array to a NumPy array.
         backend: fusedopt's, of these arrays.
@@ -53,7 +53,7 @@ class Device:
 
 
 def _array_function(name: str) -> Callable[[Any], Any]:
-    if name == "numpy":
+    if name in ("numpy", "numba"):
         return np.array
     if name == "emulated":
         import emulated  # not where only numpy, cupy, torch and pytest are installed
@@ -65,12 +65,18 @@ def _array_function(name: str) -> Callable[[Any], Any]:
     return cuda.module().array
 
 
-@pytest.fixture(params=["numpy", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)], scope="module")
+@pytest.fixture(params=DEVICES, scope="module")
 def device(request: pytest.FixtureRequest) -> Device:
     """Each device in turn; of a module's scope, so that property tests can use it."""
     array = _array_function(request.param)
     backend = backend_of(array(np.zeros(1, np.float32)))
     return Device(request.param, array, backend.host, backend)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What a test does not say itself about where it runs."""
+    os.environ["FUSEDOPT_BACKEND"] = backend_for(item)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

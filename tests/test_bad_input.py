@@ -632,7 +632,7 @@ def test_a_rule_that_cannot_be_a_kernel_is_refused_and_takes_no_parameter(device
 
 def test_an_unknown_backend_is_refused(monkeypatch):
     monkeypatch.setenv("FUSEDOPT_BACKEND", "nonsense")
-    message = "FUSEDOPT_BACKEND must be auto, cuda or numpy, got 'nonsense'; unset it for auto"
+    message = "FUSEDOPT_BACKEND must be auto, cuda, numba or numpy, got 'nonsense'; unset it for auto"
     some = Parameter(np.ones(2, np.float32))
     with pytest.raises(ValueError, match=message):
         SGD([some])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cases import DTYPES
 from fusedopt import Parameter, rules
-from fusedopt.backends.numpy import BACKEND
+from fusedopt.backends import cpu_backend
 from fusedopt.layout import ALIGNMENT, NO_HISTORY, Arena, Changes, chunks_of, offsets_of, spans_of
 
 sizes = st.lists(st.integers(0, 300), min_size=1, max_size=12)
@@ -19,7 +19,7 @@ sizes = st.lists(st.integers(0, 300), min_size=1, max_size=12)
 
 def arena_of(sizes: list[int], dtype: str = "float32") -> Arena:
     parameters = [Parameter(np.full(size, number, dtype)) for number, size in enumerate(sizes)]
-    arena = Arena(BACKEND, SimpleNamespace(rule=rules.Adam()), parameters, Changes())
+    arena = Arena(cpu_backend(), SimpleNamespace(rule=rules.Adam()), parameters, Changes())
     arena.take_parameters()
     return arena
 

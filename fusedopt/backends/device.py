@@ -183,8 +183,8 @@ class DevicePlan:
         size = len(self._groups) * len(self._groups[0].rule.number_names()) * 8
         return self._surface.pointer(self._numbers) + size
 
-    def move(self, gradients: Sequence[Any]) -> None:
-        self._table["gradient"] = gradients  # addresses: where arrays are, they stay
+    def move(self, addresses: Sequence[int]) -> None:
+        self._table["gradient"] = addresses
         buffer = self._of_graph if self.origin is not None else None
         self._backend.uploads.upload(self._span_table, self._table, buffer)
 

@@ -52,13 +52,13 @@ class Schedule:
         ]
 
 
-def _choose(condition: Array, then: Any, otherwise: Any, out: Array) -> None:
+def choose(condition: Array, then: Any, otherwise: Any, out: Array) -> None:
     if out is not otherwise:
         np.copyto(out, otherwise)
     np.copyto(out, then, where=condition if condition.dtype == bool else condition != 0)
 
 
-def _convert(array: Any, out: Array) -> None:
+def convert(array: Any, out: Array) -> None:
     np.copyto(out, array, casting="unsafe")
 
 
@@ -70,16 +70,42 @@ def uniform_conditions(program: Program) -> tuple[int, ...]:
     return tuple(found)
 
 
-@functools.cache
-def schedule(
-    traced: Traced, conditions: tuple[bool, ...], converted: tuple[bool, ...], write_back: bool = False
-) -> Schedule:
-    """Instructions for a body: what the uniform conditions leave out is not computed, and scratch is reused.
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One value made of others. Values are numbers: the statements', and further ones for loads, stores and copies."""
+
+    function: Callable[..., Any]
+    operands: tuple[int, ...]
+    value: int
+    boolean: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Straight:
+    """A body for one choice of its uniform conditions, before anything has a place.
+
+    Attributes:
+        steps: What must be computed, in order; operands that no step gives and no memory holds are uniform values.
+        homes: The slots of memory that change, by the values that belong there: one of its own for each.
+        memory: The slots that statements read, by the statements' numbers. `p` is 0, `g` 1, then come the states.
+        slots: How many slots of memory there are.
+    """
+
+    steps: list[Step]
+    homes: dict[int, int]
+    memory: dict[int, int]
+    slots: int
+
+
+def straightened(
+    traced: Traced, conditions: tuple[bool, ...], converted: tuple[bool, ...], write_back: bool
+) -> Straight:
+    """What the uniform conditions leave of a body.
 
     Args:
         conditions: The values of `uniform_conditions`, in order.
         converted: Whether the memory of the parameter, of the gradient and of the states holds another type than the
-            arithmetic's, so that it is loaded and stored.
+            arithmetic's, so that loads and stores are steps of their own.
         write_back: Whether the unscaled gradient is stored.
     """
     names = ["p", "g", *(f"s.{name}" for name in traced.states)]
@@ -90,17 +116,15 @@ def schedule(
     decided = dict(zip(uniform_conditions(traced.body), conditions))
     others = {slot for slot in range(len(names)) if converted[min(slot, 2)]}
     steps, homes = _steps(traced.body.statements, decided, memory, results, others)
-    return _placed(steps, homes, memory, len(names))
+    return Straight(steps, homes, memory, len(names))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """One value made of others. Values are numbers: the statements', and further ones for loads, stores and copies."""
-
-    function: Callable[..., Any]
-    operands: tuple[int, ...]
-    value: int
-    boolean: bool = False
+@functools.cache
+def schedule(
+    traced: Traced, conditions: tuple[bool, ...], converted: tuple[bool, ...], write_back: bool = False
+) -> Schedule:
+    """Instructions for a body, of which `straightened` has the arguments; scratch is reused."""
+    return _placed(straightened(traced, conditions, converted, write_back))
 
 
 def _steps(
@@ -109,8 +133,8 @@ def _steps(
     memory: dict[int, int],
     results: dict[int, int],
     converted: set[int],
-) -> tuple[list[_Step], dict[int, int]]:
-    """What must be computed, in order, and in which slot of memory each result belongs: a value of its own for each."""
+) -> tuple[list[Step], dict[int, int]]:
+    """The steps of a `Straight`, and its homes."""
 
     def source(number: int) -> int:
         """The statement that a value comes from, now that the uniform conditions are decided."""
@@ -126,12 +150,12 @@ def _steps(
     computed = [n for n in sorted(needed) if not statements[n].uniform and n not in memory]
     new = itertools.count(len(statements))
     loaded = {number: next(new) for number, slot in memory.items() if slot in converted and number in needed}
-    steps = [_Step(_convert, (number,), value) for number, value in loaded.items()]
+    steps = [Step(convert, (number,), value) for number, value in loaded.items()]
     for number in computed:
         statement = statements[number]
         operands = tuple(loaded.get(source(operand), source(operand)) for operand in statement.operands)
-        function = _choose if statement.operation == WHERE else statement.operation
-        steps.append(_Step(function, operands, number, statement.boolean))
+        function = choose if statement.operation == WHERE else statement.operation
+        steps.append(Step(function, operands, number, statement.boolean))
     homes: dict[int, int] = {}
     for slot, number in ((slot, source(number)) for slot, number in results.items()):
         if memory.get(number) == slot:
@@ -140,13 +164,14 @@ def _steps(
         # Stored as another type; or an input, a constant, a second result.
         if slot in converted or number not in computed or number in homes:
             value = next(new)
-            steps.append(_Step(_convert, (loaded.get(number, number),), value))
+            steps.append(Step(convert, (loaded.get(number, number),), value))
         homes[value] = slot
     return steps, homes
 
 
-def _placed(steps: list[_Step], homes: dict[int, int], memory: dict[int, int], slots: int) -> Schedule:
+def _placed(straight: Straight) -> Schedule:
     """Give each value a slot: its home as soon as the old value there is not read any more, else scratch."""
+    steps, homes, memory, slots = straight.steps, straight.homes, straight.memory, straight.slots
     last_use = {operand: place for place, step in enumerate(steps) for operand in step.operands}
     old = {slot: value for value, slot in memory.items()}
     at = dict(memory)
@@ -154,8 +179,8 @@ def _placed(steps: list[_Step], homes: dict[int, int], memory: dict[int, int], s
     free: dict[bool, list[int]] = {False: [], True: []}
     instructions, late = [], []
     for place, step in enumerate(steps):
-        # `_choose` writes its result before it has read all: it may stand in for its last operand alone.
-        spoiled = {at.get(operand) for operand in step.operands[:2]} if step.function is _choose else set()
+        # `choose` writes its result before it has read all: it may stand in for its last operand alone.
+        spoiled = {at.get(operand) for operand in step.operands[:2]} if step.function is choose else set()
         dying = {at[o]: o for o in step.operands if at.get(o, -1) >= slots and last_use[o] == place}
         home = homes.get(step.value, -1)
         if home >= 0 and last_use.get(old.get(home, -1), -1) <= place and home not in spoiled:
@@ -168,7 +193,7 @@ def _placed(steps: list[_Step], homes: dict[int, int], memory: dict[int, int], s
                 out = slots + len(scratch)
                 scratch.append(step.boolean)
             if home >= 0:
-                late.append(Instruction(_convert, (out,), home))
+                late.append(Instruction(convert, (out,), home))
                 last_use[step.value] = len(steps)
         instructions.append(Instruction(step.function, tuple(at.get(o, ~o) for o in step.operands), out))
         at[step.value] = out

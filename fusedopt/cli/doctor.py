@@ -19,7 +19,7 @@ from rich.text import Text
 
 import fusedopt
 from fusedopt import compiler
-from fusedopt.backends import chosen_backend, cuda
+from fusedopt.backends import CHOICES, chosen_backend, cpu_backend, cuda, numba_problem
 from fusedopt.backends.threads import thread_count
 from fusedopt.cli.self_check import self_check
 
@@ -27,7 +27,7 @@ CUPY = ("cupy-cuda12x", "cupy-cuda13x", "cupy")  # the distributions that have a
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", choices=("auto", "cuda", "numpy"), help="as if FUSEDOPT_BACKEND were this")
+    parser.add_argument("--backend", choices=CHOICES, help="as if FUSEDOPT_BACKEND were this")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
 
 
@@ -48,7 +48,7 @@ def report() -> dict[str, Any]:
     backend = _backend()
     outcomes: list[dict[str, Any]] = []
     if backend["runs"]:
-        # Both where both may run; FUSEDOPT_BACKEND=cuda refuses NumPy's arrays.
+        # The CPU too, where it may run; FUSEDOPT_BACKEND=cuda refuses NumPy's arrays.
         modules = {cuda.module(): None} if backend["runs"] == "cuda" else {}
         modules |= {np: None} if backend["asked"] != "cuda" else {}
         try:
@@ -58,6 +58,7 @@ def report() -> dict[str, Any]:
     return {
         "versions": versions(),
         "cuda": _cuda(),
+        "cpu": {"numba": _version("numba"), "missing": _or_error(numba_problem)},
         "folders": _folders(),
         "settings": {
             "threads": _or_error(thread_count),
@@ -146,19 +147,22 @@ def _backend() -> dict[str, Any]:
     asked = os.environ.get("FUSEDOPT_BACKEND", "auto")
     try:
         asked = chosen_backend()
-        runs = "numpy" if fusedopt.array_module() is np else "cuda"
-    except Exception as error:  # a name that is none, or CUDA that cannot work
+        runs = "cuda" if fusedopt.array_module() is not np else cpu_backend().name
+    except Exception as error:  # a name that is none, or something that cannot work
         return {"asked": asked, "runs": None, "why": str(error)}
     if runs == "cuda":
         why = "there are a GPU, its driver, CuPy and NVRTC"
+    elif asked == runs:
+        why = "it is asked for"
     else:
-        why = "it is asked for" if asked == "numpy" else "CUDA cannot work here; above is what is missing"
+        why = "CUDA cannot work here; above is what is missing"
+        why += ". Of the CPU's two, numba is the faster" if runs == "numba" else ""
     return {"asked": asked, "runs": runs, "why": why}
 
 
 def _print(found: dict[str, Any]) -> None:
     table = Table(show_header=False)
-    for section in ("versions", "cuda", "folders", "settings", "backend"):
+    for section in ("versions", "cuda", "cpu", "folders", "settings", "backend"):
         for name, value in found[section].items():
             label = Text(f"{section} " if name == next(iter(found[section])) else "", "bold")
             table.add_row(label, name.replace("_", " ") if name.islower() else name, _text(value))

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 import fusedopt
+from fusedopt.backends import cpu_backend
 from fusedopt.cli.side_by_side import on_host
 from fusedopt.rules import Values
 
@@ -41,6 +42,7 @@ class Outcome:
 def self_check(xp: ModuleType) -> Iterator[Outcome]:
     """An outcome for each optimizer and dtype on the arrays of `xp`; one step updates all dtypes together."""
     rng = np.random.default_rng(0)
+    name = cpu_backend().name if xp is np else "cuda"
     for cls, options in OPTIMIZERS:
         starts = [_values(rng, dtype) for dtype in DTYPES]
         gradients = [[_values(rng, dtype) for _ in range(STEPS)] for dtype in DTYPES]
@@ -54,7 +56,7 @@ def self_check(xp: ModuleType) -> Iterator[Outcome]:
             expected, states = as_plain_function(cls.rule(**options), start, of_parameter)
             unequal = _unequal(on_host(parameter.data), expected)
             unequal += sum(_unequal(on_host(optimizer.state[parameter][name]), states[name]) for name in states)
-            yield Outcome(cls.__name__, start.dtype.name, "numpy" if xp is np else "cuda", unequal)
+            yield Outcome(cls.__name__, start.dtype.name, name, unequal)
 
 
 def _values(rng: np.random.Generator, dtype: np.dtype[Any]) -> Array:

@@ -159,13 +159,11 @@ Taker = Callable[[Any], torch.Tensor]
 
 @dataclasses.dataclass
 class Route:
-    """The part of a step that one device takes: which of the gradients it needs, and what they are."""
+    """The part of a step that one device takes, and which of the gradients it needs."""
 
     place: Place
     plan: Plan
     numbers: list[int]
-    sizes: list[int]
-    dtypes: list[str]
 
 
 class Selection:
@@ -197,8 +195,7 @@ class Selection:
         for numbers in by_place.values():
             spans = [slots[number].span for number in numbers]
             place = slots[numbers[0]].place
-            sizes, dtypes = [span.size for span in spans], [span.dtypes[1] for span in spans]
-            self.routes.append(Route(place, place.backend.plan(spans), numbers, sizes, dtypes))
+            self.routes.append(Route(place, place.backend.plan(spans), numbers))
 
     def is_of(self, params: Tensors, absent: list[int]) -> bool:
         """Whether these parameters step."""
@@ -219,10 +216,9 @@ class Selection:
         self.behind = self.behind or self._pointers != before
         return self.behind
 
-    def gradients(self, route: Route) -> list[Any]:
-        """The gradients of a route, as its plan takes them."""
-        pointers = self._pointers if len(self.routes) == 1 else [self._pointers[number] for number in route.numbers]
-        return route.place.memories(pointers, route.sizes, route.dtypes)
+    def addresses(self, route: Route) -> list[int]:
+        """Where the gradients of a route are."""
+        return self._pointers if len(self.routes) == 1 else [self._pointers[number] for number in route.numbers]
 
     def refresh(self, version: int) -> None:
         """Give the plans the groups' numbers, where they have those of another version."""

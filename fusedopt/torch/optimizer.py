@@ -210,10 +210,10 @@ class Optimizer(torch.optim.Optimizer):
             if route.place.capturing():
                 plan = plan.captured()  # type: ignore[attr-defined]  # of a device, where graphs are
                 self._captured += (plan,)
-                plan.move(selection.gradients(route))
+                plan.move(selection.addresses(route))
                 behind = selection.behind
             elif moved:
-                plan.move(selection.gradients(route))
+                plan.move(selection.addresses(route))
             plan.step(route.place.scalar(grad_scale), route.place.scalar(found_inf), write_back)
         selection.behind = behind
         written = selection.parameters + present if write_back else selection.parameters

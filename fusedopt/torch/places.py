@@ -1,8 +1,7 @@
-"""Where tensors are updated: the NumPy backend on the CPU's, the fused kernel on a CUDA device's; both in place."""
+"""Where tensors are updated: NumPy or numba on the CPU's, the fused kernel on a CUDA device's; all in place."""
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ import ml_dtypes  # noqa: F401  # makes "bfloat16" a name that NumPy knows
 import numpy as np
 import torch
 
-from fusedopt.backends import Backend, cuda, numpy
+from fusedopt.backends import Backend, chosen_backend, cpu_backend, cuda
+from fusedopt.backends.cpu import array_at
 from fusedopt.backends.device import DeviceBackend
 from fusedopt.backends.threads import thread_count
 
@@ -32,17 +32,6 @@ class Place(Protocol):
         """Whether a graph is being captured."""
 
 
-@functools.cache
-def _bytes(count: int) -> Any:
-    return ctypes.c_char * count
-
-
-def _array_at(pointer: int, size: int, dtype: np.dtype[Any]) -> Any:
-    if size == 0:
-        return np.empty(0, dtype)
-    return np.frombuffer(_bytes(size * dtype.itemsize).from_address(pointer), dtype)
-
-
 def _threads() -> int:
     """`FUSEDOPT_NUM_THREADS`, or as many as torch may take, which launchers of several processes limit."""
     return thread_count() if "FUSEDOPT_NUM_THREADS" in os.environ else torch.get_num_threads()
@@ -51,10 +40,11 @@ def _threads() -> int:
 class Host:
     """The CPU. Its arrays do not own their memory: that keeps no gradient alive which its owner has dropped."""
 
-    backend: Backend = numpy.NumpyBackend(_threads)
+    def __init__(self) -> None:
+        self.backend: Backend = cpu_backend(_threads)
 
     def memories(self, pointers: list[int], sizes: Sequence[int], dtypes: Sequence[str]) -> list[Any]:
-        return list(map(_array_at, pointers, sizes, map(np.dtype, dtypes)))
+        return list(map(array_at, pointers, sizes, map(np.dtype, dtypes)))
 
     def scalar(self, value: Any) -> Any:
         return None if value is None else torch.tensor(float(value), dtype=torch.float32).item()  # as the kernel has it
@@ -103,13 +93,17 @@ class Gpu:
         return bool(self._surface.capturing())
 
 
-@functools.cache
 def place_of(device: torch.device) -> Place:
-    """The place of a device, made once.
+    """The place of a device, made once for each choice of backend.
 
     Raises:
         RuntimeError: There is no kernel for the device, or CUDA cannot work here.
     """
+    return _place(device, chosen_backend())
+
+
+@functools.cache
+def _place(device: torch.device, choice: str) -> Place:
     if device.type == "cpu":
         return Host()
     if device.type != "cuda":

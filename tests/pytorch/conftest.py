@@ -1,4 +1,4 @@
-"""The devices that one test body over torch tensors runs on: NumPy, the emulated GPU, and CUDA where there is one."""
+"""The devices that one test body over torch tensors runs on: the CPU, the emulated GPU, and CUDA where there is one."""
 
 import dataclasses
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from devices import DEVICES, NUMBA
 from fusedopt.torch import places
 
 
@@ -14,9 +15,9 @@ class TorchDevice:
     """Where tensors are and what updates them.
 
     Attributes:
-        name: numpy, emulated or cuda.
+        name: numpy, numba, emulated or cuda.
         device: What tensors are made on; the emulated GPU's are the CPU's.
-        surface: The device's surface; None for numpy.
+        surface: The device's surface; None for the CPU's.
     """
 
     name: str
@@ -40,11 +41,11 @@ def emulated_place(**settings: Any) -> places.Gpu:
     return places.Gpu(surface, torch.device("cpu"))
 
 
-@pytest.fixture(params=["numpy", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=[*DEVICES, NUMBA])
 def torch_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> TorchDevice:
     """Each device in turn."""
-    if request.param == "numpy":
-        return TorchDevice("numpy", "cpu", None)
+    if request.param in ("numpy", "numba"):
+        return TorchDevice(request.param, "cpu", None)
     if request.param == "cuda":
         place = places.place_of(torch.device("cuda", torch.cuda.current_device()))
         return TorchDevice("cuda", "cuda", place.backend.surface)

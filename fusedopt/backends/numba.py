@@ -1,0 +1,136 @@
+"""The CPU, compiled: numba makes one loop of a traced rule, and a step hands it a table of where the arrays are.
+
+The loop does NumPy's operations in NumPy's order, one rounding each, so its bits are those of `backends.numpy`. All
+values in between stay in registers: each array goes through memory once, whatever the size of the caches.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numba
+import numpy as np
+
+from fusedopt.backends.cpu import Array, Begun, CpuPlan
+from fusedopt.backends.numba_memory import reader, writer
+from fusedopt.backends.schedule import Straight, choose, convert, straightened
+from fusedopt.backends.threads import on_all_threads
+from fusedopt.layout import Span
+from fusedopt.tracing import Traced
+
+# Elements of a row of the table, and about as many of a task: some 40 us, so that threads end together and a task's
+# microsecond of Python is little.
+PIECE = 64 * 1024
+
+EXPRESSIONS = {
+    np.add: "{} + {}",
+    np.subtract: "{} - {}",
+    np.multiply: "{} * {}",
+    np.divide: "{} / {}",
+    np.negative: "-{}",
+    np.sqrt: "sqrt({})",
+    np.absolute: "abs({})",
+    np.greater: "{} > {}",
+    np.greater_equal: "{} >= {}",
+    np.less: "{} < {}",
+    np.less_equal: "{} <= {}",
+    np.equal: "{} == {}",
+    np.not_equal: "{} != {}",
+    choose: "{1} if {0} != 0 else {2}",
+    convert: "{}",
+}
+
+Loop = Callable[[Array, Array, int, int], None]
+
+
+def loop_text(straight: Straight) -> tuple[str, list[int]]:
+    """The loop as Python, and the statements whose uniform values are its constants, in order.
+
+    Its arguments are a table, of which each row has a count of elements and an address for each slot of memory, the
+    constants, and the rows to go through.
+    """
+    computed = {step.value for step in straight.steps}
+    read = {operand for step in straight.steps for operand in step.operands}
+    uniform = sorted(read - computed - straight.memory.keys())
+    loaded = {number: slot for number, slot in straight.memory.items() if number in read}
+    slots = range(straight.slots)
+    lines = [
+        "def loop(table, constants, first, last):",
+        *(f"    v{number} = constants[{place}]" for place, number in enumerate(uniform)),
+        "    for row in range(first, last):",
+        *(f"        m{slot} = table[row, {1 + slot}]" for slot in slots),
+        "        for i in range(table[row, 0]):",
+        *(f"            v{number} = read{slot}(m{slot}, i)" for number, slot in loaded.items()),
+    ]
+    for step in straight.steps:
+        expression = EXPRESSIONS[step.function].format(*(f"v{operand}" for operand in step.operands))
+        lines.append(f"            v{step.value} = {expression}")
+    lines += [f"            write{slot}(m{slot}, i, v{value})" for value, slot in straight.homes.items()]
+    return "\n".join([*lines, "            pass", ""]), uniform
+
+
+@functools.cache
+def compiled(
+    traced: Traced, conditions: tuple[bool, ...], dtypes: tuple[str, str, str], write_back: bool
+) -> tuple[Loop, list[int]]:
+    """The loop for one choice of uniform conditions and dtypes, which takes numba some tenths of a second."""
+    straight = straightened(traced, conditions, (False, False, False), write_back)
+    text, uniform = loop_text(straight)
+    real = "float64" if dtypes[0] == "float64" else "float32"
+    names: dict[str, Any] = {"sqrt": np.sqrt}
+    for slot in range(straight.slots):
+        stored = dtypes[min(slot, 2)]
+        names |= {f"read{slot}": reader(stored, real), f"write{slot}": writer(stored, real)}
+    exec(compile(text, f"<{traced.title}, {', '.join(dtypes)}>", "exec"), names)
+    signature = f"void(int64[:, ::1], {real}[::1], int64, int64)"
+    loop: Loop = numba.njit(signature, nogil=True, error_model="numpy")(names["loop"])
+    return loop, uniform
+
+
+class NumbaPlan(CpuPlan):
+    """Spans of NumPy arrays, updated by compiled loops over a table of addresses."""
+
+    name, block = "numba", PIECE
+
+    def __init__(self, spans: Sequence[Span], threads: Callable[[], int]) -> None:
+        super().__init__(spans, threads)
+        slots = 2 + max((len(span.states) for span in spans), default=0)
+        pieces = np.array(self.pieces, np.int64).reshape(-1, 3)
+        self._owners, first, last = pieces.T
+        addresses, itemsizes = np.zeros((2, len(spans), slots), np.int64)
+        for number, job in enumerate(self.jobs):
+            addresses[number, : len(job.memory)] = [array.__array_interface__["data"][0] for array in job.memory]
+            itemsizes[number, : len(job.memory)] = [array.itemsize for array in job.memory]
+        self._starts = first[:, None] * itemsizes[self._owners]  # of the pieces, in bytes
+        self._table = np.column_stack([last - first, addresses[self._owners] + self._starts])
+        self._ends = np.cumsum(last - first)
+
+    def move(self, addresses: Sequence[int]) -> None:
+        self._table[:, 2] = np.array(addresses, np.int64)[self._owners] + self._starts[:, 1]
+
+    def _execute(self, begun: list[Begun], write_back: bool) -> None:
+        tasks = self._tasks(begun, write_back)
+        queue = iter(tasks)
+
+        def work() -> None:
+            for loop, constants, first, last in queue:
+                loop(self._table, constants, first, last)
+
+        on_all_threads(work, min(len(tasks), self._threads()))
+
+    def _tasks(self, begun: list[Begun], write_back: bool) -> list[tuple[Loop, Array, int, int]]:
+        """Rows of the table, about `PIECE` elements of them and all that start alike, with their loop and constants."""
+        numbers = {id(it): number for number, it in enumerate(begun)}
+        starts = np.array([numbers[id(it)] for it in begun], np.int64)[self._owners]
+        cuts = np.flatnonzero((np.diff(starts) != 0) | (np.diff((self._ends - 1) // PIECE) != 0)) + 1
+        edges = [0, *cuts.tolist(), len(starts)] if len(starts) else []
+        loops: dict[int, tuple[Loop, Array]] = {}
+        for it in begun:
+            if id(it) not in loops:
+                loop, uniform = compiled(it.kind.traced, it.conditions, it.kind.dtypes, write_back)
+                loops[id(it)] = loop, np.array([it.values[number] for number in uniform], it.kind.real)
+        owners = self._owners
+        return [(*loops[id(begun[owners[first]])], first, last) for first, last in itertools.pairwise(edges)]
