@@ -13,6 +13,23 @@ import numpy as np
 Call = Callable[[], object]
 
 
+def peak_of_step(library: str, on_gpu: bool, step: Call) -> int | None:
+    """Bytes that a step of `numpy`, `cupy`, `torch` or `jax` takes; None where that library cannot tell.
+
+    On the CPU what NumPy does not tell is how far resident memory rises. jax's allocator on a GPU knows the peak of the
+    whole process alone.
+    """
+    if library == "jax" and on_gpu:
+        return None
+    if library in ("torch", "jax"):
+        return peak_of_torch(on_gpu, step)
+    if library == "cupy":
+        from fusedopt.backends import cuda
+
+        return peak_of_arrays(cuda.module(), step)
+    return peak_of_arrays(np, step)
+
+
 def peak_of_arrays(xp: ModuleType, call: Call) -> int:
     """Bytes: NumPy tells each of its allocations to tracemalloc; CuPy's pool keeps all that it ever needed at once."""
     if xp is not np:

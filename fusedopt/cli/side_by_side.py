@@ -7,15 +7,16 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 import fusedopt
 from fusedopt.cli.character_model import Array
 from fusedopt.cli.naive import NaiveAdam
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 TOGETHER = 3  # steps that all take before they are timed: the warm-up, and what their results are compared after
 LAUNCHES = 20  # steps of one timing on a GPU, so that the host waits once for many
@@ -89,6 +90,8 @@ def on_host(array: Array) -> Any:
 
 def compare_with_naive(console: Console, size: int, rounds: int = 7) -> bool:
     """Print a table of Adam's step on `size` float32 parameters, fused and naive; whether the results agree."""
+    from rich.table import Table
+
     xp = fusedopt.array_module()
     rng = np.random.default_rng(0)
     weights = 0.02 * rng.standard_normal(size, np.float32)

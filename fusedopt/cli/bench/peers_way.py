@@ -1,0 +1,104 @@
+"""What a peer of the benchmark is: one way to take a step, before it is built and after; and what all compute."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+import fusedopt
+
+Array = np.ndarray[Any, Any]
+
+# What all of them compute. The texts by hand have the learning rate, the betas and eps of this in them.
+OPTIMIZERS: dict[str, tuple[type[fusedopt.Optimizer], dict[str, float]]] = {
+    "sgd": (fusedopt.SGD, {"lr": 1e-3, "momentum": 0.9}),
+    "adam": (fusedopt.Adam, {"lr": 1e-3}),
+    "adamw": (fusedopt.AdamW, {"lr": 1e-3, "weight_decay": 1e-2}),
+}
+
+BUILD_APEX = "build github.com/NVIDIA/apex with its CUDA extensions"
+# How to get a module that `pip install <its name>` does not give.
+CURES = {
+    "apex": BUILD_APEX,
+    "amp_C": BUILD_APEX,
+    "cupy": "pip install 'fusedopt[cuda13]', or [cuda12]",
+    "numba": "pip install 'fusedopt[numba]'",
+    "torch": "pip install 'fusedopt[torch]'",
+}
+
+
+def nothing() -> None:
+    """What there is to wait for where a step is queued on the current stream, or done when it returns."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """One way to take a step, ready to take it.
+
+    Attributes:
+        step: Starts one step; on a GPU it returns as soon as the work is queued.
+        parameters: The parameters as they are now: float32 copies on the host, in the shapes that were given.
+        kept: Bytes kept from step to step: parameters, gradients, states, scratch arrays.
+        library: Whose allocator its memory comes from: "numpy", "cupy", "torch" or "jax".
+        finish: Waits for the library's own queue.
+        stream: "current" where events on the current stream see the work (CuPy's and torch's are the same one unless
+            somebody changes it), "own" for jax, whose streams nobody else sees.
+    """
+
+    step: Callable[[], object]
+    parameters: Callable[[], list[Array]]
+    kept: Callable[[], int]
+    library: str
+    finish: Callable[[], object] = nothing
+    stream: str = "current"
+
+
+Build = Callable[[str, list[Array], list[Array], str], Peer]
+
+
+def nothing_lacks(optimizer: str, device: str) -> str | None:
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way to take the step, not yet built: no memory is taken, no library loaded.
+
+    Attributes:
+        title: As tables and `--peers` name it.
+        needs: The modules that it imports beyond fusedopt's own dependencies.
+        device: Where it runs, of "cpu" and "cuda".
+        build: Makes it ready, from the optimizer's name, weights and gradients (float32, of any shape; it makes copies)
+            and the device.
+        exact: Whether it computes the same in float32; False for 8-bit states, whose results are not compared.
+        slack: How much further off than rounding each of its steps may put a parameter.
+        lacks: Why it cannot run here though the modules are installed: takes the optimizer's name and the device.
+    """
+
+    title: str
+    needs: tuple[str, ...]
+    device: tuple[str, ...]
+    build: Build
+    exact: bool = True
+    slack: float = 0.0
+    lacks: Callable[[str, str], str | None] = nothing_lacks
+
+    def missing(self, optimizer: str, device: str) -> str | None:
+        """One line on why it cannot run here, with the cure where there is one; None if it can."""
+        if device not in self.device:
+            return f"for {' and '.join({'cpu': 'the CPU', 'cuda': 'CUDA'}[name] for name in self.device)} alone"
+        for module in self.needs:
+            if find_spec(module) is None:
+                return f"{module} is not installed: {CURES.get(module, f'pip install {module}')}"
+        return self.lacks(optimizer, device)
+
+    def versions(self) -> dict[str, str]:
+        """Of the distributions that its modules come from, by their names."""
+        owners = importlib.metadata.packages_distributions()
+        names = {name for module in self.needs for name in owners.get(module, ())}
+        return {name: importlib.metadata.version(name) for name in sorted(names)}
