@@ -19,8 +19,8 @@ import fusedopt
 
 if TYPE_CHECKING:
     from fusedopt.cli.bench.machine import Machine
-    from fusedopt.cli.bench.peers import Way
     from fusedopt.cli.bench.models import Model
+    from fusedopt.cli.bench.peers import Way
 
 SIZE, TENSORS = 32_000_000, 64
 PICTURES = (".png", ".svg", ".pdf")
@@ -36,8 +36,8 @@ def count(text: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from fusedopt.cli.bench.peers import OPTIMIZERS, WAYS
     from fusedopt.cli.bench.models import MODELS
+    from fusedopt.cli.bench.peers import OPTIMIZERS, WAYS
 
     titles = "; ".join(way.title for way in WAYS[1:])
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where one works")
@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """0; 1 where one of the peers computes something else than fusedopt."""
-    from fusedopt.cli.bench.peers import WAYS
     from fusedopt.cli.bench.models import MODELS
+    from fusedopt.cli.bench.peers import WAYS
 
     check(arguments, MODELS)
     models, ways = [MODELS[name] for name in arguments.model], chosen_ways(WAYS, arguments.peers)
