@@ -67,10 +67,13 @@ class Begun:
 
 
 class Job:
-    """A span made ready: its arrays, its counters, its kind."""
+    """A span made ready: its kind, its arrays, its counters."""
 
     def __init__(self, span: Span, kind: Kind) -> None:
-        self.kind, self.size, self.counters = kind, span.size, span.counters.reshape(span.parameters, -1)
+        counters = span.counters.reshape(span.parameters, -1)
+        self.kind, self.size = kind, span.size
+        self.counter = counters[0]  # of all its parameters, which have had the same steps
+        self.columns = counters.T if span.parameters > 1 else self.counter  # numbers are written faster than rows
         self.memory: list[Array] = [span.parameter, span.gradient, *span.states]
 
 
@@ -146,7 +149,7 @@ class CpuPlan(ABC):
         self._execute(begun, write_back)
         for job, it in zip(self.jobs, begun):
             for column, value in it.after.items():
-                job.counters[:, column] = value
+                job.columns[column] = value
 
     def _begin(self, scale: float) -> list[Begun]:
         """For each job what it starts from; made once for those of one kind whose counters are equal."""
@@ -154,10 +157,9 @@ class CpuPlan(ABC):
         begun = []
         with np.errstate(all="ignore"):
             for job in self.jobs:
-                row = job.counters[0]
-                key = id(job.kind), row.tobytes()
+                key = id(job.kind), job.counter.tobytes()
                 if key not in made:
-                    made[key] = job.kind.begin(row, scale)
+                    made[key] = job.kind.begin(job.counter, scale)
                 begun.append(made[key])
         return begun
 

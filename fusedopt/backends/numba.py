@@ -106,7 +106,7 @@ class NumbaPlan(CpuPlan):
             itemsizes[number, : len(job.memory)] = [array.itemsize for array in job.memory]
         self._starts = first[:, None] * itemsizes[self._owners]  # of the pieces, in bytes
         self._table = np.column_stack([last - first, addresses[self._owners] + self._starts])
-        self._ends = np.cumsum(last - first)
+        self._full = np.diff((np.cumsum(last - first) - 1) // PIECE) != 0  # whether a task ends behind a row
 
     def move(self, addresses: Sequence[int]) -> None:
         self._table[:, 2] = np.array(addresses, np.int64)[self._owners] + self._starts[:, 1]
@@ -123,14 +123,16 @@ class NumbaPlan(CpuPlan):
 
     def _tasks(self, begun: list[Begun], write_back: bool) -> list[tuple[Loop, Array, int, int]]:
         """Rows of the table, about `PIECE` elements of them and all that start alike, with their loop and constants."""
-        numbers = {id(it): number for number, it in enumerate(begun)}
-        starts = np.array([numbers[id(it)] for it in begun], np.int64)[self._owners]
-        cuts = np.flatnonzero((np.diff(starts) != 0) | (np.diff((self._ends - 1) // PIECE) != 0)) + 1
-        edges = [0, *cuts.tolist(), len(starts)] if len(starts) else []
-        loops: dict[int, tuple[Loop, Array]] = {}
-        for it in begun:
-            if id(it) not in loops:
-                loop, uniform = compiled(it.kind.traced, it.conditions, it.kind.dtypes, write_back)
-                loops[id(it)] = loop, np.array([it.values[number] for number in uniform], it.kind.real)
-        owners = self._owners
-        return [(*loops[id(begun[owners[first]])], first, last) for first, last in itertools.pairwise(edges)]
+        which = {id(it): number for number, it in enumerate(begun)}
+        ready = {number: _ready(begun[number], write_back) for number in which.values()}
+        starts = np.array([which[id(it)] for it in begun], np.int64)[self._owners]
+        cuts = self._full if len(which) < 2 else self._full | (np.diff(starts) != 0)
+        edges = [0, *(np.flatnonzero(cuts) + 1).tolist(), len(starts)] if len(starts) else []
+        return [(*ready[int(starts[first])], first, last) for first, last in itertools.pairwise(edges)]
+
+
+def _ready(begun: Begun, write_back: bool) -> tuple[Loop, Array]:
+    """The loop and its constants."""
+    kind = begun.kind
+    loop, uniform = compiled(kind.traced, begun.conditions, kind.dtypes, write_back)
+    return loop, np.array([begun.values[number] for number in uniform], kind.real)
