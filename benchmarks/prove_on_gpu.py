@@ -1,8 +1,31 @@
 """One command for a machine with a GPU: `python benchmarks/prove_on_gpu.py`, from a plain checkout, without network.
 
-Runs the GPU tests, compares bits with NumPy, measures speed, tries launch geometries and lets compute-sanitizer watch,
-in under 8 minutes; the result is JSON in `benchmarks/results/`. What fails or is refused is recorded as such.
-Exit status: 0 all passed, 1 something failed, 2 fusedopt cannot be imported, 3 there is no GPU.
+In under 8 minutes it compares bits with NumPy, measures speed, runs the GPU tests, counts launches, lets NVIDIA's tools
+watch and tries launch geometries. Sections, by importance, each in processes of its own, so that neither a crash nor a
+hang of one touches the others:
+
+    bits         parameters and states of SGD, Adam and AdamW equal NumPy's to the bit
+    speed        shares of a plain stream's speed, ratios to torch, jax and CuPy, time of the host
+    tests        the tests marked gpu, but for those of torch tensors
+    torch-tests  those
+    profiles     kernels of a step and their bandwidth, by torch's profiler
+    sanitizer    compute-sanitizer: memcheck, racecheck, initcheck
+    ncu          Nsight Compute: memory's share of its peak, occupancy, registers
+    geometry     Adam's time for other chunk sizes, blocks and threads; it decides nothing
+
+In benchmarks/results/<device>/ are then, each written as soon as there is something in it:
+
+    proof.json          the environment, and for each section whether it passed, its notes, its date and sources
+    bars.json           figures, with the bar of those that have one, and whether it is met
+    bench-arrays.json   rows of `python -m fusedopt bench`: each peer against fusedopt over CuPy arrays
+    bench-tensors.json  the same against fusedopt.torch; both also as .png
+    profiles.json, geometry.json, tests.log, torch-tests.log
+
+`--sections` runs some alone, longer with `--minutes`, and the results of the others stay: where not everything fits
+into one run, `--sections tests torch-tests` and then `--sections speed profiles`, say. Once bits and both kinds of
+tests have passed on the same sources, benchmarks/results/verified.json says so. A tool that is missing or refuses the
+device is a note, and a bar that is missed a figure; what fails or runs out of time has not passed.
+Exit status: 0 all passed, 1 something did not, 2 fusedopt cannot be imported, 3 there is no GPU.
 """
 
 from __future__ import annotations
@@ -10,215 +33,232 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import re
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
-import xml.etree.ElementTree
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from record import RESULTS, ROOT, circumstances, figure_table, write
+from record import RESULTS, Result, circumstances, figure_table, sources, write
 from timing import Figure
 
-MODULES = ("numpy", "cupy", "ml_dtypes", "platformdirs", "torch", "pytest", "pytest_benchmark", "hypothesis", "rich")
-TOOLS = ("memcheck", "racecheck", "initcheck")
-MINUTES = 8
-
-Result = dict[str, Any]
-
-
-class Report:
-    """The sections' results, written after each one, so that an end before the time leaves what was found."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.sections = path, {}
-        self.by_section: dict[str, list[Figure]] = {}
-
-    def section(self, name: str, find: Callable[[], Result]) -> Result:
-        """Run one section; an exception is its result."""
-        print(f"--- {name}", flush=True)
-        start = time.monotonic()
-        try:
-            result = find()
-        except Exception as error:
-            traceback.print_exc()
-            result = {"passed": False, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-        result["seconds"] = round(time.monotonic() - start, 1)
-        self.sections[name] = result
-        write(self.path, self.content())
-        print(f"    {'passed' if result.get('passed', True) else 'FAILED'} in {result['seconds']} s", flush=True)
-        return result
-
-    def content(self) -> Result:
-        figures = {name: [f.record() for f in found] for name, found in self.by_section.items()}
-        return {**self.sections, "figures": figures}
-
-    @property
-    def failed(self) -> list[str]:
-        return [name for name, result in self.sections.items() if not result.get("passed", True)]
+MODULES = (
+    *("numpy", "cupy", "ml_dtypes", "platformdirs", "torch", "pytest", "pytest_benchmark"),
+    *("hypothesis", "expecttest", "rich", "matplotlib", "numba", "jax", "optax"),
+)
+# Each section's share of the time that is left when it begins.
+SHARES = {
+    "bits": 0.2,
+    "speed": 0.4,
+    "tests": 0.5,
+    "torch-tests": 0.5,
+    "profiles": 0.4,
+    "sanitizer": 0.5,
+    "ncu": 0.5,
+    "geometry": 1.0,
+}
+ON_DEVICE = ("bits", "speed", "profiles", "geometry")  # those of this file's own processes
+TARGETS = {"tests": ("tests", "--ignore=tests/pytorch"), "torch-tests": ("tests/pytorch",)}
+VERIFIED_BY = ("bits", *TARGETS)
+MINUTES, QUICK_MINUTES = 7.5, 2.0
+LATE = 10  # seconds after which a section that should have ended is interrupted
 
 
-def modules() -> dict[str, bool]:
-    """Which modules are installed; none of them is imported."""
-    return {name: importlib.util.find_spec(name) is not None for name in MODULES}
+class Proof:
+    """What is known of this device, in `proof.json`; sections of other sources are forgotten."""
+
+    def __init__(self, folder: Path, about: Result) -> None:
+        self.folder, self._path = folder, folder / "proof.json"
+        known = json.loads(self._path.read_text())["sections"] if self._path.exists() else {}
+        self.sections: dict[str, Result] = {
+            name: each for name, each in known.items() if each["sources"] == about["sources"]
+        }
+        self._about = about
+
+    def keep(self, name: str, result: Result) -> None:
+        stamp = {"date": self._about["date"], "sources": self._about["sources"]}
+        self.sections[name] = {"passed": False, "notes": [], **result, **stamp}
+        in_order = {each: self.sections[each] for each in SHARES if each in self.sections}
+        write(self._path, {"environment": self._about, "sections": in_order})
+
+    def passed(self, *names: str) -> bool:
+        return all(self.sections.get(name, {}).get("passed") for name in names)
 
 
-def environment(gpu: Any) -> Result:
-    from gpu_device import nvidia_smi
+def environment() -> Result:
+    """The machine, its device and what is installed; nothing is put on the device."""
+    from fusedopt import compiler
+    from fusedopt.backends import cuda
+    from fusedopt.cli.bench.condition import nvidia_smi
+    from gpu_commands import program_of
 
-    found = {**circumstances(), "modules": modules(), **gpu.facts()}
-    found["nvidia_smi"] = nvidia_smi("name,driver_version,clocks.sm,clocks.mem,temperature.gpu,power.draw,pstate")
-    return found
-
-
-def gpu_tests(seconds: float) -> Result:
-    """The tests marked `gpu`, in a process of their own."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "tests.xml")
-        # addopts of pyproject.toml names options of pytest plugins, which may not be here.
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
-        # A test module that needs a package which is not here keeps the others from nothing.
-        command += ["--continue-on-collection-errors"]
-        status, output = finished([*command, f"--junitxml={file}", "tests"], seconds)
-        result: Result = {"status": status, **junit_counts(file)}
-    passed = status == 0 and result.get("tests", 0) > 0
-    return {"passed": passed, **result, "output": output[-20_000 if not passed else -500 :]}
-
-
-def junit_counts(file: Path) -> Result:
-    """How many tests a JUnit file has, and the names of those that failed."""
-    if not file.exists():
-        return {"tests": 0, "failing": []}
-    suite = next(xml.etree.ElementTree.parse(file).iter("testsuite"))
-    failing = [
-        f"{case.get('classname')}::{case.get('name')}"
-        for case in suite.iter("testcase")
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
-    return {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")} | {"failing": failing}
+    runtime: Any = cuda.module().cuda.runtime
+    number = runtime.getDevice()
+    properties = runtime.getDeviceProperties(number)
+    fields = "name,driver_version,memory.total,clocks.sm,clocks.mem,temperature.gpu,power.draw,pstate"
+    return {
+        **circumstances(),
+        "sources": sources(),
+        "device": properties["name"].decode(),
+        "compute_capability": f"{properties['major']}.{properties['minor']}",
+        "multiprocessors": properties["multiProcessorCount"],
+        "l2_bytes": properties["l2CacheSize"],
+        "memory_bytes": properties["totalGlobalMem"],
+        "driver_cuda": runtime.driverGetVersion(),
+        "runtime_cuda": runtime.runtimeGetVersion(),
+        "nvrtc": ".".join(map(str, compiler.nvrtc_version())),
+        "nvidia_smi": nvidia_smi(fields, runtime.deviceGetPCIBusId(number)),
+        "modules": {name: importlib.util.find_spec(name) is not None for name in MODULES},
+        "programs": {name: program_of(name, ("bin",)) for name in ("compute-sanitizer", "ncu", "nvcc")},
+    }
 
 
-def sanitizer(tools: Sequence[str], until: float) -> Result:
-    """compute-sanitizer's tools on a few small steps; one that is missing or refuses the device is recorded so."""
-    program = sanitizer_program()
-    if program is None:
-        return {"found": None, "notes": ["compute-sanitizer is neither on PATH nor in a CUDA folder"]}
-    result: Result = {"found": program, "passed": True, "notes": []}
-    for tool in tools:
-        left = until - time.monotonic()
-        if left < 10:
-            result[tool] = {"verdict": "left out, there is no time left"}
-            continue
-        command = [program, "--tool", tool, "--error-exitcode", "86", sys.executable]
-        status, output = finished([*command, "benchmarks/gpu_sanitized.py"], min(90, left))
-        verdict = sanitizer_verdict(status, output)
-        result[tool] = {"verdict": verdict, "status": status, "output": output[-3_000:]}
-        result["notes"].append(f"{tool}: {verdict}")
-        result["passed"] &= verdict != "errors"
+def on_device(name: str, folder: Path, quick: bool, until: float) -> Result:
+    """A section's work, in the process that has the device."""
+    from fusedopt.cli.bench.gpu import Gpu
+
+    gpu = Gpu(profiler=name == "profiles")
+    if name == "bits":
+        import gpu_bits
+
+        return gpu_bits.compare(gpu.surface.asarray, gpu.surface.host, until)
+    module = importlib.import_module(f"gpu_{name}")
+    result: Result = module.prove(gpu, folder, quick, until)
     return result
 
 
-def sanitizer_verdict(status: int | None, output: str) -> str:
-    """`clean`, `errors`, or what kept the tool from telling."""
-    summary = re.search(r"(ERROR|RACECHECK) SUMMARY: (\d+)", output)
-    if status is None:
-        return "ran out of time"
-    if re.search(r"not supported|cuda_?error_?unknown|Failed to initialize|LibraryNotLoaded", output, re.IGNORECASE):
-        return "refused"
-    if status == 86 or (summary and summary[2] != "0"):
-        return "errors"
-    if status == 0 and summary and "the steps are done" in output:
-        return "clean"
-    return "could not run"
+def in_process(name: str, folder: Path, quick: bool, until: float) -> Result:
+    """A section's work in a process of its own."""
+    from gpu_commands import finished
+
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "result.json")
+        command = [sys.executable, str(Path(__file__).resolve()), "--on-device", name, "--until", str(until)]
+        command += ["--out", str(folder), "--result", str(file), *(["--quick"] if quick else [])]
+        status, output = finished(command, until + LATE - time.time())
+        if file.exists():
+            result: Result = json.loads(file.read_text())
+            return result
+    error = "was ended, since it took too long" if status is None else f"ended with {status}"
+    return {"passed": False, "error": f"the section's process {error}", "output": output[-3_000:]}
 
 
-def sanitizer_program() -> str | None:
-    """compute-sanitizer's path."""
-    folders = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH")]
-    folders += ["/usr/local/cuda", *sorted(map(str, Path("/usr/local").glob("cuda-*")), reverse=True)]
-    places = [os.path.join(folder, sub) for folder in folders if folder for sub in ("bin", "compute-sanitizer")]
-    return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=os.pathsep.join(places))
+def section(name: str, folder: Path, quick: bool, until: float) -> Result:
+    """The result of one section."""
+    from gpu_commands import TOOLS, counters, gpu_tests, sanitizer
+
+    if name in ON_DEVICE:
+        return in_process(name, folder, quick, until)
+    if name in TARGETS:
+        return gpu_tests(TARGETS[name], folder / f"{name}.log", until - time.time())
+    return sanitizer(TOOLS[:1] if quick else TOOLS, until) if name == "sanitizer" else counters(until)
 
 
-def finished(command: list[str], seconds: float) -> tuple[int | None, str]:
-    """Exit status and output of a command in the checkout; None where it did not end in time."""
-    paths = [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            status = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # the tool's own child too
-            process.wait()
-            status = None
-        output.seek(0)
-        return status, output.read()
+def guarded(find: Callable[[], Result]) -> Result:
+    """A result, which is the exception where there is one, with the seconds that it took."""
+    start = time.monotonic()
+    try:
+        result = find()
+    except Exception as error:
+        traceback.print_exc()
+        result = {"passed": False, "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    return {**result, "seconds": round(time.monotonic() - start, 1)}
 
 
-def bits(gpu: Any) -> Result:
-    """The device's results against NumPy's."""
-    import gpu_bits
-
-    return gpu_bits.compare(gpu.array, gpu.host)
-
-
-def measurements(report: Report, what: str, gpu: Any, quick: bool, until: float) -> Result:
-    """The figures of a function of `gpu_speed`, kept as they come, with the clocks before and after."""
-    import gpu_speed
-    from gpu_device import nvidia_smi
-
-    clocks = "clocks.sm,clocks.mem,temperature.gpu,power.draw"
-    before, notes = nvidia_smi(clocks), []
-    figures = report.by_section.setdefault({"all_speeds": "speed", "sweep": "geometry"}[what], [])
-    for figure in getattr(gpu_speed, what)(gpu, quick, until, notes):
-        figures.append(figure)
-    throttling = nvidia_smi("clocks_event_reasons.active")
-    return {"notes": notes, "clocks_before": before, "clocks_after": nvidia_smi(clocks), "throttling": throttling}
-
-
-def slug(name: str) -> str:
-    """A device's name as a folder's."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+def prove(out: Path, names: Sequence[str], minutes: float, quick: bool) -> int:
+    """The sections asked for, those that matter most first; the exit status."""
+    end = time.time() + 60 * minutes
+    about = environment()
+    folder = out / re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
+    proof = Proof(folder, about)
+    chosen = [name for name in SHARES if name in names]
+    for name in chosen:
+        print(f"--- {name}", flush=True)
+        share = 1.0 if name == chosen[-1] else SHARES[name]
+        until = time.time() + share * (end - time.time())
+        result = guarded(lambda name=name, until=until: section(name, folder, quick, until))
+        proof.keep(name, result)
+        print(f"    {'passed' if proof.passed(name) else 'NOT PASSED'} in {result['seconds']} s", flush=True)
+    verified = proof.passed(*VERIFIED_BY) and not quick
+    if verified:
+        keep_verdict(proof, about, out / "verified.json")
+    print(summary(proof, chosen))
+    print(f"{folder} has the results; verified.json {'is written' if verified else 'stays as it was'}.")
+    return 0 if proof.passed(*chosen) else 1
 
 
-def keep_verdict(report: Report, path: Path) -> Result:
-    """Write which kernels passed, on what, and the figures that a bar or a share belongs to."""
+def keep_verdict(proof: Proof, about: Result, path: Path) -> None:
+    """Write which kernels passed, on what, and the figures that a bar belongs to."""
     from verified import kernel_hashes
 
-    about, tests = report.sections["environment"], report.sections["tests"]
-    smi = about["nvidia_smi"]
+    counts = ("passed_tests", "failed_tests", "skipped_tests")
+    tools = proof.sections.get("sanitizer", {})
     content = {
         "kernels": kernel_hashes(),
-        **{key: about[key] for key in ("device", "date", "commit", "cupy", "nvrtc")},
-        "driver": smi["driver_version"] if isinstance(smi, dict) else about["driver_cuda"],
-        "tests": {key: tests[key] for key in ("tests", "failures", "errors", "skipped")},
-        "bits": report.sections["bits"]["cases"],
-        "sanitizer": {k: v["verdict"] for k, v in report.sections["sanitizer"].items() if k in TOOLS},
-        "figures": [f.record() for f in report.by_section["speed"] if f.met is not None or "share" in f.name],
+        **{key: about[key] for key in ("device", "date", "commit", "nvrtc", "versions", "nvidia_smi")},
+        "bits": proof.sections["bits"]["cases"],
+        **{name: {key: proof.sections[name][key] for key in counts} for name in TARGETS},
+        "sanitizer": {tool: each["verdict"] for tool, each in tools.items() if isinstance(each, dict)},
+        "figures": [figure for figure in figures_in(proof.folder / "bars.json") if figure["met"] is not None],
     }
     write(path, content)
-    return {"file": str(path)}
 
 
-def main() -> int:
+def figures_in(path: Path) -> list[Result]:
+    """The figures of a file; none where it is not there."""
+    found: list[Result] = json.loads(path.read_text()) if path.exists() else []
+    return found
+
+
+def summary(proof: Proof, names: Sequence[str]) -> str:
+    """What a reader wants first: figures and bars, the quickest geometries, notes, what did not pass."""
+    lines = []
+    if "speed" in names:
+        bars = read_figures(proof.folder / "bars.json")
+        missed, all_of_them = (sum(figure.met in kinds for figure in bars) for kinds in ((False,), (False, True)))
+        lines += [figure_table(bars), f"{missed} of {all_of_them} bars are MISSED.", ""]
+    if "geometry" in names:
+        quickest = sorted(read_figures(proof.folder / "geometry.json"), key=lambda figure: figure.value)
+        sizes = dict.fromkeys(figure.name.partition(":")[0] for figure in quickest)
+        best = [each for size in sizes for each in [f for f in quickest if f.name.startswith(f"{size}:")][:5]]
+        lines += ["The quickest geometries:", figure_table(best), ""]
+    for name in names:
+        result = proof.sections[name]
+        lines += [f"{name}: {note}" for note in result["notes"]]
+        if not result["passed"]:
+            found = {key: value for key, value in result.items() if key not in ("traceback", "notes")}
+            lines.append(f"NOT PASSED: {name}: {json.dumps(found)}")
+    return "\n".join(lines)
+
+
+def read_figures(path: Path) -> list[Figure]:
+    """As `figures_in`, to be printed."""
+    return [Figure(**{key: value for key, value in each.items() if key != "met"}) for each in figures_in(path)]
+
+
+def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds, memcheck alone")
-    arguments = parser.parse_args()
-    missing = [name for name, here in modules().items() if not here]
-    if missing:
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds, memcheck alone, in 2 minutes")
+    parser.add_argument("--minutes", type=float, help=f"in all (default: {MINUTES:g})")
+    parser.add_argument("--sections", nargs="+", choices=SHARES, default=list(SHARES), metavar="NAME")
+    parser.add_argument("--on-device", choices=ON_DEVICE, help=argparse.SUPPRESS)  # a section's own process
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(words)
+    arguments.out = arguments.out.resolve()  # the sections' processes run in the checkout
+    return arguments
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    arguments = arguments_of(words)
+    missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
+    if missing and not arguments.on_device:
         print(f"not installed here: {', '.join(missing)}", flush=True)
     try:
         from fusedopt.backends import cuda
@@ -230,49 +270,12 @@ def main() -> int:
     if problem is not None:
         print(f"There is no GPU to prove anything on: {problem}")
         return 3
-
-    from gpu_device import Gpu
-
-    return prove(Gpu(), arguments.out, arguments.quick)
-
-
-def prove(gpu: Any, out: Path, quick: bool) -> int:
-    """All sections, the ones that matter most first; the exit status."""
-    end = time.monotonic() + 60 * (2 if quick else MINUTES) - 15
-    report = Report(out / slug(gpu.name) / time.strftime("%Y-%m-%dT%H%M%SZ.json", time.gmtime()))
-
-    def part(share: float) -> float:
-        """The moment at which a section has used this share of the time that is left."""
-        return time.monotonic() + share * (end - time.monotonic())
-
-    report.section("environment", lambda: environment(gpu))
-    report.section("bits", lambda: bits(gpu))
-    report.section("speed", lambda: measurements(report, "all_speeds", gpu, quick, part(0.4)))
-    report.section("tests", lambda: gpu_tests(part(0.5) - time.monotonic()))
-    report.section("sanitizer", lambda: sanitizer(TOOLS[:1] if quick else TOOLS, part(0.7)))
-    report.section("geometry", lambda: measurements(report, "sweep", gpu, quick, end))
-    if not {"bits", "tests"} & set(report.failed) and not quick:
-        report.section("verified", lambda: keep_verdict(report, out / "verified.json"))
-    print(summary(report))
-    return 1 if report.failed else 0
-
-
-def summary(report: Report) -> str:
-    """What a reader wants first: shares and ratios, the quickest geometries, what failed, what was left out."""
-    sections = {"speed": [], "geometry": []} | report.by_section
-    held = [f for f in sections["speed"] if f.met is not None or "share" in f.name or "against" in f.name]
-    quickest = sorted(sections["geometry"], key=lambda f: f.value)
-    works = dict.fromkeys(f.name.partition(": ")[0] for f in quickest)
-    best = [f for work in works for f in [f for f in quickest if f.name.startswith(work)][:5]]
-    lines = [figure_table(held), "", "The quickest geometries:", figure_table(best), ""]
-    lines += [f"{name}: {note}" for name, result in report.sections.items() for note in result.get("notes", [])]
-    for name in report.failed:
-        found = {key: value for key, value in report.sections[name].items() if key != "traceback"}
-        lines.append(f"FAILED: {name}: {json.dumps(found)}")
-    missed = sum(f.met is False for f in held)
-    lines.append(f"{missed} bars are missed." if missed else "All bars are met.")
-    kept = "verified.json is written." if "verified" in report.sections else "verified.json stays as it was."
-    return "\n".join([*lines, f"{report.path} is written; {kept}"])
+    if arguments.on_device:
+        one = guarded(lambda: on_device(arguments.on_device, arguments.out, arguments.quick, arguments.until))
+        write(arguments.result, one)
+        return 0
+    minutes = arguments.minutes or (QUICK_MINUTES if arguments.quick else MINUTES)
+    return prove(arguments.out, arguments.sections, minutes, arguments.quick)
 
 
 if __name__ == "__main__":

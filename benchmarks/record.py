@@ -17,7 +17,11 @@ from timing import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("numpy", "ml_dtypes", "torch", "cupy-cuda13x", "cupy-cuda12x", "pytest", "pytest-benchmark")
+Result = dict[str, Any]  # as JSON has it
+PACKAGES = (
+    *("numpy", "ml_dtypes", "torch", "cupy-cuda13x", "cupy-cuda12x", "jax", "optax", "numba"),
+    *("pytest", "pytest-benchmark"),
+)
 
 
 def source_files() -> list[Path]:
@@ -30,13 +34,18 @@ def digest(texts: Iterable[tuple[str, str]]) -> str:
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
+def sources() -> str:
+    """A hash of all that a step is made of: results with the same one belong together."""
+    return digest((str(path.relative_to(ROOT)), path.read_text()) for path in source_files())[:16]
+
+
 def commit() -> str:
     """The commit, with "+changes" where the tree is not the commit's; a hash of the sources where git is not there."""
     try:
         head = _git("rev-parse", "HEAD")
         return head + ("+changes" if _git("status", "--porcelain", "fusedopt", "kernels") else "")
     except (OSError, subprocess.CalledProcessError):
-        return "sources:" + digest((str(path.relative_to(ROOT)), path.read_text()) for path in source_files())[:16]
+        return f"sources:{sources()}"
 
 
 def _git(*arguments: str) -> str:

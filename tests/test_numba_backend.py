@@ -148,6 +148,7 @@ BROKEN = "raise ImportError('Numba needs NumPy 2.4 or less. Got NumPy 2.9.')"
     ("numba", "variables", "problem"),
     [
         ("", {"NUMBA_DISABLE_JIT": "1"}, "numba compiles nothing while NUMBA_DISABLE_JIT is set: unset it."),
+        ("", {"NUMBA_CPU_NAME": "generic"}, "numba needs a processor with F16C, or NUMBA_CPU_NAME to be unset."),
         (BROKEN, {}, "numba cannot be imported (Numba needs NumPy 2.4 or less. Got NumPy 2.9.): pip install --upgrade"),
     ],
 )

@@ -56,12 +56,12 @@ def numba_problem() -> str | None:
     try:
         import numba
 
-        import fusedopt.backends.numba  # noqa: F401
+        import fusedopt.backends.numba
     except Exception as error:  # such as a NumPy that is newer than it knows
         return f"numba cannot be imported ({error}): pip install --upgrade 'fusedopt[numba]'."
     if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]  # numba makes its settings' names at run time
         return "numba compiles nothing while NUMBA_DISABLE_JIT is set: unset it."
-    return None
+    return fusedopt.backends.numba.processor_problem()
 
 
 def cpu_backend(threads: Callable[[], int] = thread_count) -> CpuBackend:

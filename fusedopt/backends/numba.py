@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import binding
 
 from fusedopt.backends.cpu import Array, Begun, CpuPlan
 from fusedopt.backends.numba_memory import reader, writer
@@ -44,6 +46,17 @@ EXPRESSIONS = {
 }
 
 Loop = Callable[[Array, Array, int, int], None]
+
+
+def processor_problem() -> str | None:
+    """Why numba's code cannot convert float16 on this processor; None if it can."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return None
+    features = numba.config.CPU_FEATURES  # type: ignore[attr-defined]  # numba makes its settings' names at run time
+    if features is None:
+        features = binding.get_host_cpu_features().flatten()
+    # LLVM would call functions of compiler-rt, which are not there: the process would end.
+    return None if "+f16c" in features else "numba needs a processor with F16C, or NUMBA_CPU_NAME to be unset."
 
 
 def loop_text(straight: Straight) -> tuple[str, list[int]]:

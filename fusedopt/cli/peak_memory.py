@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,8 @@ def peak_of_torch(cuda: bool, call: Call) -> int | None:
         before = torch.cuda.memory_allocated()
         call()
         return int(torch.cuda.max_memory_allocated() - before)
+    if sys.platform != "linux":
+        return None
     try:
         ctypes.CDLL(None).malloc_trim(0)  # memory that the C library kept would be used without a rise
         Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now

@@ -145,6 +145,7 @@ def _filled(
         ):
             filled[key] = ours = torch.empty_like(p, dtype=value.dtype, memory_format=torch.preserve_format)
         ours.copy_(value)
-    if counter is not None and counter.ages is not None and counter.ages() is filled.get(rule.kept_states[0]):
+    first = filled.get(rule.kept_states[0]) if rule.kept_states else None
+    if counter is not None and counter.ages is not None and first is not None and counter.ages() is first:
         counter.row[0] = 1.0
     return filled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import functools
@@ -22,10 +23,11 @@ import pytest
 from rich.console import Console
 
 import fusedopt
+from devices import NUMBA
 from fusedopt import compiler
 from fusedopt.backends import cuda
 from fusedopt.cli import bench, main, naive
-from fusedopt.cli.bench import condition, machine, measure, row, streams, table
+from fusedopt.cli.bench import condition, machine, measure, peers_arrays, row, streams, table
 from fusedopt.cli.bench import gpu as gpu_module
 from fusedopt.cli.bench import work as work_module
 from fusedopt.cli.bench.gpu import Gpu
@@ -305,7 +307,7 @@ def test_clearing_writes_all_of_a_memory_larger_than_the_caches() -> None:
     assert cpu._other is not None
     assert (cpu._other == 2).all()
     assert cpu._other.nbytes >= 64 * 2**20
-    assert [machine.clearing_bytes(mib * 2**20) // 2**20 for mib in (1, 100, 1_000)] == [64, 200, 512]
+    assert [machine.clearing_bytes(mib * 2**20) // 2**20 for mib in (1, 100, 1_000)] == [64, 200, 2_000]
 
 
 def test_a_timing_of_a_short_step_is_of_many() -> None:
@@ -342,7 +344,7 @@ def test_the_mix_adds_the_last_array_to_all_others(loads: int, pieces: int) -> N
 
 
 def test_without_numba_triad_stands_in_for_the_mix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "find_spec", lambda name: None)
+    monkeypatch.setattr(streams, "numba_problem", lambda: "numba is not installed")
     (found,), _ = rows_of(Cpu(), task(), OURS)
     assert found.stream == "triad (2 loads, 1 store, NumPy)"
     assert found.stream_bytes_per_second == found.triad_bytes_per_second
@@ -584,10 +586,11 @@ def test_a_gpu_is_measured_with_graphs_host_time_and_launches(
     ours = Way("ours", (), BOTH, by_hand(one_launch, library="cupy"))
     refusing = Way("refusing", (), BOTH, by_hand(refuses, library="cupy"))
     jax = by_hand(lambda it: it.step, library="jax", stream="own", finish=lambda: finished.append(1))
-    found, absent = rows_of(gpu, task(size), ours, refusing, Way("jax", (), BOTH, jax))
+    ways = ours, refusing, Way("jax", (), BOTH, jax)
+    found, absent = rows_of(gpu, task(size), *ways)
     assert absent == {}
     of = {each.peer: each for each in found}
-    assert [of[name].launches for name in ("ours", "refusing", "jax")] == [1, None, None]
+    assert [measure.launches(gpu, task(size), way) for way in ways] == [1, None, None]
     assert of["ours"].graph_seconds is not None
     assert of["refusing"].graph_seconds is None
     assert not gpu._stream.capturing
@@ -603,10 +606,23 @@ def test_a_gpu_is_measured_with_graphs_host_time_and_launches(
     with console.capture() as capture:
         table.show(console, found, absent)
         console.print(table.method(found))
-    printed = capture.get()
-    assert "launches" in printed
-    assert "?" in printed
-    assert "Graph: a step in a CUDA graph." in printed
+    assert "Graph: a step in a CUDA graph." in capture.get()
+
+
+def test_on_a_gpu_launches_are_counted_when_all_is_timed(
+    idle: IdleCuPy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(Gpu, "launches", lambda gpu, step: order.append("launches") or step() or 7)
+    monkeypatch.setattr(Gpu, "host_seconds", lambda gpu, step, finish: order.append("host") or 1e-6)
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    words = f"--sizes 2K 3K --tensors 2 --repeats 1 --optimizer adam --json {tmp_path / 'rows.json'}"
+    ways = [Way(name, (), BOTH, by_hand(lambda it: it.step, library="cupy")) for name in ("fusedopt", "other")]
+    assert bench.compare(parser.parse_args(words.split()), Gpu(profiler=False), [], ways) == 0
+    assert "".join(word[0] for word in order) == "hhhhllll"
+    assert {each["launches"] for each in json.loads((tmp_path / "rows.json").read_text())} == {7}
+    assert "adam, 2,000 parameters in 2 tensors, float32: fusedopt 7, other 7" in capsys.readouterr().out
 
 
 def test_events_of_a_cold_timing_stand_behind_the_writing(idle: IdleCuPy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -796,3 +812,69 @@ def test_the_peak_of_torch_is_how_far_resident_memory_rose() -> None:
     if peak is None:
         pytest.skip("the system does not tell a process's peak: it is Linux's /proc that does")
     assert peak == pytest.approx(32e6, rel=0.2)  # huge pages round it
+
+
+# --- what a sceptic would try ----------------------------------------------------------------------------------------
+
+
+class WrongBetas:
+    """Adam with betas of 0.5, which for gradients that never change is Adam."""
+
+    def __init__(self, parameters: Any, gradients: Any) -> None:
+        self.p, self.g, self.t = list(parameters), list(gradients), 0
+        self.m, self.v = [0 * p for p in parameters], [0 * p for p in parameters]
+
+    def step(self) -> None:
+        self.t += 1
+        rest = np.float32(1 - 0.5**self.t)
+        for p, g, m, v in zip(self.p, self.g, self.m, self.v):
+            m += np.float32(0.5) * (g - m)
+            v += np.float32(0.5) * (g * g - v)
+            p -= np.float32(1e-3) * (m / rest) / (np.sqrt(v / rest) + np.float32(1e-8))
+
+
+class NoMoments:
+    """What is left of Adam for such gradients."""
+
+    def __init__(self, parameters: Any, gradients: Any) -> None:
+        self.p, self.g = list(parameters), list(gradients)
+
+    def step(self) -> None:
+        for p, g in zip(self.p, self.g):
+            p -= np.float32(1e-3) * g / (np.sqrt(g * g) + np.float32(1e-8))
+
+
+@pytest.mark.parametrize("wrong", [WrongBetas, NoMoments])
+def test_a_wrong_adam_is_seen(wrong: Any) -> None:
+    task = measure.Task(work_module.equal_pieces(10_000, 4), "adam", 2, 1)
+    way = Way(wrong.__name__, (), ("cpu",), peers_arrays.by_hand({"adam": wrong}))
+    weights, gradients = task.work.arrays(0, measure.WEIGHT), task.work.arrays(1, 1.0)
+    built = {each: each.build("adam", weights, gradients, "cpu") for each in (WAYS[0], way)}
+    before = [np.array(gradient) for gradient in gradients]
+    difference, allowed = measure._after_warm_up(Cpu(), task, built)[way]
+    assert difference is not None
+    assert difference > 1e-5 > 10 * allowed
+    assert all(np.array_equal(now, then) for now, then in zip(built[way].step.__self__.g, map(np.ravel, before)))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("numba", marks=NUMBA.marks)])
+def test_the_backend_that_is_asked_for_is_measured(
+    backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FUSEDOPT_BACKEND", backend)
+    file = tmp_path / "rows.json"
+    command = ["bench", "--device", "cpu", "--sizes", "2K", "--tensors", "2", "--repeats", "1", "--optimizer", "sgd"]
+    assert main([*command, "--json", str(file)]) == 0
+    peers = {row["peer"]: row["backend"] for row in json.loads(file.read_text())}
+    other = {"numpy": "fusedopt, numba", "numba": "fusedopt, NumPy"}[backend]
+    assert [name for name in peers if name.startswith("fusedopt, ")] == [other]
+    assert set(peers.values()) == {backend}
+    assert f"fusedopt by {backend}" in capsys.readouterr().out
+
+
+def test_a_backend_that_does_not_exist_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FUSEDOPT_BACKEND", "bogus")
+    assert main(["bench", "--device", "cpu"]) == 2
+    assert "FUSEDOPT_BACKEND must be auto, cuda, numba or numpy, got 'bogus'" in capsys.readouterr().err

@@ -96,3 +96,18 @@ def test_what_others_keep_in_the_state_is_saved_and_copied():
     assert copy.deepcopy(optimizer).state["seen"] == 5
     optimizer.step()
     assert optimizer.state[p]["step"] == 2
+
+
+def test_a_state_dict_loads_after_the_momentum_was_turned_off(torch_device):
+    """The buffer stays, and no longer is a state of the rule."""
+    p = leaf(torch_device.device, 3)
+    optimizer = fusedopt.torch.SGD([p], lr=0.1, momentum=0.9)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    optimizer.param_groups[0]["momentum"] = 0.0
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["lr"] = 0.5
+    optimizer.load_state_dict(saved)
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    torch.testing.assert_close(p, torch.full_like(p, -0.6))

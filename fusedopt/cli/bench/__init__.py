@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import os
 import re
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import fusedopt
+from fusedopt.backends import chosen_backend, cpu_backend
 
 if TYPE_CHECKING:
     from fusedopt.cli.bench.machine import Machine
@@ -62,11 +64,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     check(arguments, MODELS)
     models, ways = [MODELS[name] for name in arguments.model], chosen_ways(WAYS, arguments.peers)
-    return compare(arguments, chosen_machine(arguments.device), models, ways)
+    machine = chosen_machine(arguments.device)
+    if arguments.peers is None and machine.kind == "cpu":  # the first way is one of the CPU's two
+        ways = [way for way in ways if way.title.lower() != f"fusedopt, {cpu_backend().name}"]
+    return compare(arguments, machine, models, ways)
 
 
 def check(arguments: argparse.Namespace, models: Mapping[str, Model]) -> None:
     """Raise for what cannot work, before anything is measured."""
+    chosen_backend()
     for name in arguments.model:
         if name not in models:
             raise ValueError(f"--model: there is no {name!r}; there are {', '.join(models)}.")
@@ -114,7 +120,7 @@ def chosen_machine(device: str | None) -> Machine:
         os.environ["FUSEDOPT_BACKEND"] = "cuda"
     elif device == "cpu" and os.environ.get("FUSEDOPT_BACKEND", "").strip().lower() == "cuda":
         del os.environ["FUSEDOPT_BACKEND"]
-    return Cpu() if device == "cpu" or fusedopt.array_module() is np else Gpu()
+    return Cpu() if device == "cpu" or fusedopt.array_module() is np else Gpu(profiler=False)
 
 
 def compare(arguments: argparse.Namespace, machine: Machine, models: Sequence[Model], ways: Sequence[Way]) -> int:
@@ -122,12 +128,14 @@ def compare(arguments: argparse.Namespace, machine: Machine, models: Sequence[Mo
     from rich.console import Console
 
     from fusedopt.cli.bench import table
-    from fusedopt.cli.bench.measure import Task, measure
+    from fusedopt.cli.bench.gpu import Gpu
+    from fusedopt.cli.bench.measure import Task, launches, measure
     from fusedopt.cli.bench.peers import OPTIMIZERS
     from fusedopt.cli.bench.row import Row, rows, save
     from fusedopt.cli.bench.work import works
 
     console = Console(highlight=False)
+    tasks: list[Task] = []
     about = {"date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "version": version()}
     sizes = arguments.sizes or ([] if models else [SIZE])
     tensors = arguments.tensors or min([TENSORS, *sizes])
@@ -144,8 +152,16 @@ def compare(arguments: argparse.Namespace, machine: Machine, models: Sequence[Mo
             table.show(console, new, {title: why for title, why in found.absent.items() if title not in told})
             told |= set(found.absent)
             all_rows += new
+            tasks += [task] * len(new)
             if arguments.json:
                 save(arguments.json, all_rows)  # now: what is measured is not lost where a later one fails
+    if machine.kind == "cuda":
+        machine, by_title = Gpu(), {way.title: way for way in ways}  # with a profiler, which slows all that comes after
+        counts = [launches(machine, task, by_title[row.peer]) for task, row in zip(tasks, all_rows, strict=True)]
+        all_rows = [dataclasses.replace(row, launches=count) for row, count in zip(all_rows, counts, strict=True)]
+        if arguments.json:
+            save(arguments.json, all_rows)
+        console.print(table.launches(all_rows))
     console.print(table.method(all_rows))
     if arguments.plot:
         from fusedopt.cli.bench.picture import draw

@@ -6,14 +6,17 @@ with a stream of its own (jax) is timed by wall time, from idle device to idle d
 
 Cold timings: the events are queued behind the writing that clears the cache, so the host has the time of that to start
 the step; wall time begins once it is done. A timing is the median of up to 20 steps.
+
+torch's profiler leaves NVIDIA's CUPTI in the process, and each launch after that takes the host longer: by a tenth to a
+fifth of a training step, says pytorch/pytorch#144455. `Gpu(profiler=False)` never starts it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
-import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -32,7 +35,7 @@ from fusedopt.cli.bench.machine import Step, Timer, clearing_bytes, nothing, rep
 TIMING = 0.02  # seconds: beside it, an event's half microsecond is nothing
 COLD_STEPS = 20  # of one timing, each after the cache is cleared
 HOST_STEPS = 20
-CLOCKS, THROTTLING = "clocks.sm,clocks.mem,temperature.gpu,power.draw", "clocks_event_reasons.active"
+CONDITION = "clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_event_reasons.active"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +49,25 @@ class Replay:
         self.start()
 
 
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One that ran on the device, and how long: seconds, as the profiler saw it."""
+
+    name: str
+    seconds: float
+
+
 class Gpu:
-    """The current CUDA device, and a stream of it: the default one cannot be captured."""
+    """The current CUDA device, and a stream of it: the default one cannot be captured.
+
+    Args:
+        profiler: Whether launches are counted by torch's profiler, where torch is; without it only fusedopt's are.
+    """
 
     kind = "cuda"
 
-    def __init__(self) -> None:
+    def __init__(self, profiler: bool = True) -> None:
+        self._profiler = profiler
         self._cupy: Any = cuda.module()
         self._number = int(self._cupy.cuda.Device().id)
         properties = self._cupy.cuda.runtime.getDeviceProperties(self._number)
@@ -62,12 +78,20 @@ class Gpu:
         self._stream = self._cupy.cuda.Stream(non_blocking=True)
         self._other: Any = None
 
+    @property
+    def surface(self) -> Any:
+        """fusedopt's own surface of the device."""
+        return cuda.backend(self._number).surface
+
     def facts(self) -> dict[str, Any]:
-        driver = f"{self._smi('driver_version')}, CUDA {self._cupy.cuda.runtime.driverGetVersion()}"
-        return {"device": self.name, "driver": driver, "threads": thread_count()}
+        return {"device": self.name, "driver": self._driver, "threads": thread_count()}
+
+    @functools.cached_property
+    def _driver(self) -> str:
+        return f"{self._smi('driver_version')}, CUDA {self._cupy.cuda.runtime.driverGetVersion()}"
 
     def condition(self) -> str:
-        return f"{self._smi(CLOCKS)}, throttling {self._smi(THROTTLING)}"
+        return self._smi(CONDITION)
 
     def _smi(self, fields: str) -> str:
         return condition.nvidia_smi(fields, self._cupy.cuda.runtime.deviceGetPCIBusId(self._number))
@@ -84,7 +108,7 @@ class Gpu:
 
     def noise(self, count: int) -> Any:
         """Random float32, by repeating 4 Mi numbers: zeros can be faster than what people train with."""
-        some = self._cupy.array(np.random.default_rng(0).standard_normal(2**22, np.float32))
+        some = self._cupy.array(_numbers())
         array = self._cupy.empty(count, np.float32)
         for start in range(0, count, len(some)):
             part = array[start : start + len(some)]
@@ -182,14 +206,19 @@ class Gpu:
         return statistics.median(times)
 
     def launches(self, step: Step) -> int | None:
-        """By torch's profiler, which sees every library's kernels; without torch those of fusedopt alone."""
-        count = self._profiled if _torch_with_cuda() else self._counted
+        """By torch's profiler, which sees every library's kernels; without it those of fusedopt alone."""
         try:
-            return count(step) or None
+            found = len(self.kernels(step)) if self._profiler and _torch_with_cuda() else self._counted(step)
         except RuntimeError:  # such as a profiler that another one keeps from the device
             return None
+        return found or None
 
-    def _profiled(self, step: Step) -> int:
+    def kernels(self, step: Step) -> list[Kernel]:
+        """All that a call has started, by torch's profiler; empty where it sees none.
+
+        Raises:
+            RuntimeError: The profiler refuses.
+        """
         from torch.profiler import ProfilerActivity, profile
 
         with profile(activities=[ProfilerActivity.CUDA]) as seen:
@@ -198,10 +227,13 @@ class Gpu:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "trace.json")
             seen.export_chrome_trace(str(path))
-            return sum(event.get("cat") == "kernel" for event in json.loads(path.read_text())["traceEvents"])
+            events = json.loads(path.read_text())["traceEvents"]
+        return [
+            Kernel(event.get("name", ""), event.get("dur", 0) / 1e6) for event in events if event.get("cat") == "kernel"
+        ]
 
     def _counted(self, step: Step) -> int:
-        surface: Any = cuda.backend(self._number).surface
+        surface = self.surface
         launch, found = surface.launch, []
 
         def counting(*arguments: Any) -> None:
@@ -230,11 +262,15 @@ class Gpu:
             torch.cuda.empty_cache()
 
 
+@functools.cache
+def _numbers() -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).standard_normal(2**22, np.float32)
+
+
 def _torch_with_cuda() -> Any:
     """torch where it is installed and sees a GPU, else None."""
     if not find_spec("torch"):
         return None
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded
     import torch
 
     return torch if torch.cuda.is_available() else None

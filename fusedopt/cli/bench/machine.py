@@ -4,7 +4,7 @@ A *timing* is the mean time of a step over as many steps as last 5 ms on a CPU a
 clock nor one interrupt decides it. On a CPU it is wall time, after a pause of 20 ms: the threads of an OpenMP library
 spin on for milliseconds after their work, on cores that the next one needs. `gpu.py` says what it is on a GPU.
 
-*Cold*: before each step other memory is written, twice the caches' size but 64 to 512 MiB, as in a training other
+*Cold*: before each step other memory is written, twice the caches' size and 64 MiB at least, as in a training other
 memory passes through the caches between two steps. Then each step is timed alone.
 """
 
@@ -103,7 +103,7 @@ def wall_seconds(step: Step, finish: Step, repeats: int) -> float:
 
 def clearing_bytes(cache_bytes: int) -> int:
     """Memory to be written until caches hold nothing else."""
-    return max(64 * MIB, min(512 * MIB, 2 * cache_bytes))
+    return max(64 * MIB, 2 * cache_bytes)
 
 
 class Cpu:

@@ -46,8 +46,11 @@ def numba_lacks(optimizer: str, device: str) -> str | None:
 
 
 @contextlib.contextmanager
-def chosen(backend: str) -> Iterator[None]:
-    """`FUSEDOPT_BACKEND` for the optimizers that are built meanwhile, which keep what they were built for."""
+def chosen(backend: str | None) -> Iterator[None]:
+    """`FUSEDOPT_BACKEND` for the optimizers that are built meanwhile, which keep it; None leaves it as it is."""
+    if backend is None:
+        yield
+        return
     before = os.environ.get("FUSEDOPT_BACKEND")
     os.environ["FUSEDOPT_BACKEND"] = backend
     try:
@@ -59,8 +62,8 @@ def chosen(backend: str) -> Iterator[None]:
             os.environ["FUSEDOPT_BACKEND"] = before
 
 
-def fused(backend: str = "auto") -> Build:
-    """fusedopt's own step, with that value of `FUSEDOPT_BACKEND`."""
+def fused(backend: str | None = None) -> Build:
+    """fusedopt's own step, with that value of `FUSEDOPT_BACKEND`, or with the one that there is."""
 
     def build(name: str, weights: list[Array], gradients: list[Array], device: str) -> Peer:
         cls, options = OPTIMIZERS[name]
@@ -77,6 +80,7 @@ def fused(backend: str = "auto") -> Build:
             parameters=lambda: [np.array(on_host(parameter.data)) for parameter in parameters],
             kept=lambda: bytes_of([[arena.data, arena.gradients, *arena.states.values()] for arena in arenas]),
             library=library_of(device),
+            scale_gradients=functools.partial(multiply, [arena.gradients for arena in arenas]),
         )
 
     return build
@@ -94,6 +98,7 @@ def by_hand(texts: ByHand) -> Build:
             parameters=lambda: [np.array(on_host(p)).reshape(s) for p, s in zip(it.p, shapes, strict=True)],
             kept=lambda: bytes_of(vars(it).values()),
             library=library_of(device),
+            scale_gradients=functools.partial(multiply, it.g),
         )
 
     return build
@@ -165,6 +170,11 @@ ELEMENTWISE: ByHand = {
     "adam": ElementwiseAdam,
     "adamw": functools.partial(ElementwiseAdam, decay=DECAY),
 }
+
+
+def multiply(arrays: Sequence[Any], factor: float) -> None:
+    for array in arrays:
+        array *= factor
 
 
 def on_host(array: Any) -> Any:

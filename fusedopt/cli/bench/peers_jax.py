@@ -53,6 +53,9 @@ class OptaxStep:
     def step(self) -> None:
         self.p, self.state = self._update(self.p, self.state, self.g)
 
+    def scale_gradients(self, factor: float) -> None:
+        self.g = [gradient * factor for gradient in self.g]
+
     def finish(self) -> None:
         self._jax.block_until_ready((self.p, self.state))
 
@@ -67,6 +70,7 @@ def build(name: str, weights: list[Array], gradients: list[Array], device: str) 
         parameters=lambda: [np.array(p) for p in it.p],
         kept=it.kept,
         library="jax",
+        scale_gradients=it.scale_gradients,
         finish=it.finish,
         stream="own",
     )

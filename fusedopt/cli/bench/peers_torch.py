@@ -24,8 +24,6 @@ MOST_COMPILED = 1_000
 
 def torch_module() -> Any:
     """torch, with as many threads as fusedopt has."""
-    # On a busy machine, threads that spin at a barrier slow torch tenfold, and take time from the others.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded
     import torch  # takes seconds
 
     torch.set_num_threads(thread_count())
@@ -76,6 +74,7 @@ class TorchOptimizers:
             parameters=lambda: [np.array(p.detach().cpu().numpy()) for p in parameters],
             kept=lambda: stored_bytes(parameters, [p.grad for p in parameters], dict(optimizer.state)),
             library="torch",
+            scale_gradients=lambda factor: [p.grad.mul_(factor) for p in parameters],
         )
 
 

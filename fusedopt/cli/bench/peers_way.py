@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -32,8 +33,18 @@ CURES = {
 }
 
 
+@functools.cache
+def _owners() -> Mapping[str, list[str]]:
+    """Distributions by the modules that they bring; reads the metadata of all that is installed."""
+    return importlib.metadata.packages_distributions()
+
+
 def nothing() -> None:
     """What there is to wait for where a step is queued on the current stream, or done when it returns."""
+
+
+def leave_gradients(factor: float) -> None:
+    """What scales no gradients, and so is not compared."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +56,7 @@ class Peer:
         parameters: The parameters as they are now: float32 copies on the host, in the shapes that were given.
         kept: Bytes kept from step to step: parameters, gradients, states, scratch arrays.
         library: Whose allocator its memory comes from: "numpy", "cupy", "torch" or "jax".
+        scale_gradients: Multiplies all gradients by a number, where they are.
         finish: Waits for the library's own queue.
         stream: "current" where events on the current stream see the work (CuPy's and torch's are the same one unless
             somebody changes it), "own" for jax, whose streams nobody else sees.
@@ -54,6 +66,7 @@ class Peer:
     parameters: Callable[[], list[Array]]
     kept: Callable[[], int]
     library: str
+    scale_gradients: Callable[[float], object] = leave_gradients
     finish: Callable[[], object] = nothing
     stream: str = "current"
 
@@ -99,6 +112,5 @@ class Way:
 
     def versions(self) -> dict[str, str]:
         """Of the distributions that its modules come from, by their names."""
-        owners = importlib.metadata.packages_distributions()
-        names = {name for module in self.needs for name in owners.get(module, ())}
+        names = {name for module in self.needs for name in _owners().get(module, ())}
         return {name: importlib.metadata.version(name) for name in sorted(names)}

@@ -54,7 +54,7 @@ def _roofline(axes: Any, rows: Sequence[Row]) -> None:
     slowest_first = sorted(rows, key=lambda row: (row.parameters != largest, -row.seconds))
     for peer in dict.fromkeys(row.peer for row in slowest_first):  # the legend lists them as they lie
         points = sorted((row.parameters, 1e3 * row.seconds) for row in rows if row.peer == peer)
-        axes.plot(*zip(*points), label=peer, **_line(peers.index(peer)))
+        axes.plot(*zip(*points), label=peer, **line(peers.index(peer)))
     sizes = sorted({row.parameters for row in rows})
     each = rows[0].bytes_a_step / rows[0].parameters
     for name, style, rate in (
@@ -70,7 +70,7 @@ def _roofline(axes: Any, rows: Sequence[Row]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _line(number: int) -> dict[str, Any]:
+def line(number: int) -> dict[str, Any]:
     """How the line of a way looks; fusedopt's is the first, and above the others."""
     if number == 0:
         return {"color": OURS, "marker": "o", "linewidth": 3.5, "markersize": 8, "zorder": 5}

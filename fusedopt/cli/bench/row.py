@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fusedopt.backends import cpu_backend
 from fusedopt.cli.bench.machine import Machine
 from fusedopt.cli.bench.streams import COPY, MIX, TRIAD
 
@@ -27,7 +28,7 @@ class Row:
     """One way to take one step. None: not defined here, or not to be found out.
 
     Attributes:
-        date, version, device, driver, threads, versions: When, of which fusedopt, on what.
+        date, version, backend, device, driver, threads, versions: When, of which fusedopt, on what.
         condition_before, condition_after: Load, clocks and throttling of the machine.
         title, model, layers, tensors, parameters, dtype, optimizer: What is stepped.
         peer: Who steps; fusedopt's own row is the first.
@@ -35,7 +36,7 @@ class Row:
         seconds, seconds_low, seconds_high, samples: Median and quartiles of the timings, and how many.
         graph_seconds: The median of a step in a CUDA graph.
         host_seconds: Until a step returns, with an idle device.
-        launches: Kernels of a step.
+        launches: Kernels of a step; counted after all else, see `measure.launches`.
         bytes_a_step: The least that a step moves: parameter and states read and written, the gradient read.
         bytes_per_second: `bytes_a_step / seconds`, whatever the way does move.
         share_of_stream, share_of_copy: Of the bytes per second of the streams in the same rounds.
@@ -49,6 +50,7 @@ class Row:
 
     date: str
     version: str
+    backend: str
     device: str
     driver: str
     threads: int
@@ -109,6 +111,7 @@ def rows(machine: Machine, task: Task, ways: Sequence[Way], found: Measured, abo
         }
         yield Row(
             **about,
+            backend="cuda" if machine.kind == "cuda" else cpu_backend().name,
             **facts,
             versions=", ".join(map(" ".join, {"numpy": np.__version__, **way.versions()}.items())),
             condition_before=found.before,
@@ -128,7 +131,7 @@ def rows(machine: Machine, task: Task, ways: Sequence[Way], found: Measured, abo
             samples=len(figures.seconds),
             graph_seconds=figures.graph_seconds,
             host_seconds=figures.host_seconds,
-            launches=figures.launches,
+            launches=None,
             bytes_a_step=task.bytes,
             bytes_per_second=task.bytes / seconds,
             share_of_stream=shares[floor],

@@ -19,11 +19,11 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+from fusedopt.backends import numba_problem
 from fusedopt.backends.threads import on_all_threads, thread_count
 from fusedopt.cli.bench.gpu import Gpu
 from fusedopt.cli.bench.machine import Machine, Step
@@ -77,7 +77,7 @@ def _on_cpu(elements: int, loads: int) -> list[tuple[str, str, Step]]:
         (COPY, "NumPy", np.copyto, 2),
         (TRIAD, "NumPy", _add, 3),
     ]
-    if find_spec("numba"):
+    if numba_problem() is None:
         functions.append((MIX, "numba", _compiled(loads), loads))
     # Large copies go past the caches; small pieces are done together even where a core has other work.
     pieces = {min(thread_count(), elements), -(-elements // PIECE)}

@@ -69,10 +69,18 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "of\ncopy": lambda row: f"{row.share_of_copy:.0%}",
     "graph\nms": lambda row: NONE if row.graph_seconds is None else three_digits(row.graph_seconds * 1e3),
     "host\nµs": lambda row: NONE if row.host_seconds is None else three_digits(row.host_seconds * 1e6),
-    "launches": lambda row: f"{row.launches:,}" if row.launches is not None else NONE if _on_cpu(row) else UNKNOWN,
     "extra\nMB": lambda row: UNKNOWN if row.extra_bytes is None else f"{row.extra_bytes / 1e6:,.1f}",
     "kept\nB": lambda row: f"{row.kept_bytes_a_parameter:.1f}",
 }
+
+
+def launches(rows: Sequence[Row]) -> str:
+    """Kernels of a step, a line for each task."""
+    tasks: dict[str, list[str]] = {}
+    for row in rows:
+        count = UNKNOWN if row.launches is None else f"{row.launches:,}"
+        tasks.setdefault(task_title(row), []).append(f"{row.peer} {count}")
+    return "\n".join(["Kernels of a step:", *(f"  {title}: {', '.join(counts)}" for title, counts in tasks.items())])
 
 
 def task_title(row: Row) -> str:
@@ -83,7 +91,7 @@ def task_title(row: Row) -> str:
 
 def device_title(row: Row) -> str:
     """What it is stepped on."""
-    return f"{row.threads} threads of {row.device}" if _on_cpu(row) else row.device
+    return f"{row.threads} threads of {row.device}, fusedopt by {row.backend}" if _on_cpu(row) else row.device
 
 
 def _on_cpu(row: Row) -> bool:
@@ -103,16 +111,12 @@ def method(rows: Sequence[Row]) -> str:
     """How to read the tables."""
     compared = [row for row in rows if row.difference is not None]
     worst = max(compared, key=lambda row: (row.difference or 0.0) / row.allowed_difference)
-    gpu = (
-        ""
-        if _on_cpu(rows[0])
-        else (" Graph: a step in a CUDA graph. Host: until step() returns. Launches: kernels of a step.")
-    )
+    gpu = "" if _on_cpu(rows[0]) else " Graph: a step in a CUDA graph. Host: until step() returns."
     return (
         f"fusedopt and one peer at a time, {TOGETHER} steps of warm-up, then rounds in which each of them and the"
         f" streams are timed in turn: medians, ± half the span of the middle half. Ratio: the peer's time over"
-        f" fusedopt's in the same round. Extra: the most memory that a step takes beyond what is kept; kept: bytes a"
-        f" parameter."
+        f" fusedopt's in the same round. Gradients stay where they are between the steps. Extra: the most memory that a"
+        f" step takes beyond what is kept; kept: bytes a parameter."
         f"{gpu} Parameters differ from fusedopt's by {worst.difference:.1e} at most, allowed is"
         f" {worst.allowed_difference:.1e}."
     )
