@@ -1,6 +1,7 @@
 """Memory of one step in this process, as JSON: `python memory.py SIZE TENSORS DTYPE`; `compare.py` starts it.
 
-The first step is looked at, in which scratch is made, less the states that it makes and that stay.
+The first step is looked at, in which scratch is made, less the states that it makes and that stay. Where numba steps,
+it has compiled the loop before, for one element, and what that took is a figure of its own.
 """
 
 from __future__ import annotations
@@ -13,30 +14,54 @@ from pathlib import Path
 import numpy as np
 
 import fusedopt
+from fusedopt.backends import cpu_backend
 
 MIB = 2**20
 
 
 def main(size: int, tensors: int, dtype: str) -> dict[str, float]:
-    shares = [size // tensors] * tensors
-    originals = [np.ones(share, dtype) for share in shares]  # kept: what is freed could be used again, unseen
-    parameters = [fusedopt.Parameter(original) for original in originals]
-    optimizer = fusedopt.Adam(parameters)
-    for parameter, original in zip(parameters, originals):
-        parameter.grad = original
+    """Mebibytes by what they are for."""
+    found = compilers(dtype) if cpu_backend().name == "numba" else {}
+    optimizer, originals = ready(size // tensors, tensors, dtype)
     states = 2 * optimizer._arenas[0][0].data.nbytes
     tracemalloc.start()
-    resident = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
+    resident = lowered_peak()
     optimizer.step()
-    found = {
+    found |= {
         "resident set": (_status("VmHWM") - resident - states) / MIB,
         "tracemalloc": (tracemalloc.get_traced_memory()[1] - states) / MIB,
     }
     before = tracemalloc.get_traced_memory()[0]
     tracemalloc.reset_peak()
     optimizer.step()
-    return {**found, "tracemalloc, second step": (tracemalloc.get_traced_memory()[1] - before) / MIB}
+    found["tracemalloc, second step"] = (tracemalloc.get_traced_memory()[1] - before) / MIB
+    del originals  # until now: what is freed could be used again, unseen
+    return found
+
+
+def ready(each: int, tensors: int, dtype: str) -> tuple[fusedopt.Adam, list[np.ndarray]]:
+    """An Adam with gradients before its first step, and the arrays that it was made of."""
+    originals = [np.ones(each, dtype) for _ in range(tensors)]
+    parameters = [fusedopt.Parameter(original) for original in originals]
+    optimizer = fusedopt.Adam(parameters)
+    for parameter, original in zip(parameters, originals):
+        parameter.grad = original
+    return optimizer, originals
+
+
+def compilers(dtype: str) -> dict[str, float]:
+    """What loading numba and compiling one loop takes, and keeps."""
+    optimizer, _ = ready(1, 1, dtype)
+    resident = lowered_peak()
+    optimizer.step()
+    return {"the compiler": (_status("VmHWM") - resident) / MIB}
+
+
+def lowered_peak() -> int:
+    """Let the high-water mark fall to what is resident now, which is returned."""
+    resident = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident
 
 
 def _status(key: str) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 import fusedopt
 from fusedopt.backends.device import DeviceBackend
-from timing import seconds
+from fusedopt.cli.bench.machine import nothing, wall_seconds
+from fusedopt.cli.bench.peers_arrays import chosen
 
 
 class IdleSurface:
@@ -58,28 +60,55 @@ class IdleArray(np.ndarray):
         return IdleSurface.device
 
 
-CPU, TWO_THREADS, CUDA = "CPU", "CPU, two threads", "CUDA but for the launch"
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """One way through the code.
+
+    Attributes:
+        title: For people.
+        backend: As `FUSEDOPT_BACKEND` has it; "cuda" is the idle device, up to the launch.
+        shared: Whether two tasks without work are handed out, so that another thread takes one.
+    """
+
+    title: str
+    backend: str
+    shared: bool = False
+
+
+NUMPY, NUMPY_SHARED = Path("NumPy", "numpy"), Path("NumPy, two threads", "numpy", True)
+NUMBA, NUMBA_SHARED = Path("numba", "numba"), Path("numba, two threads", "numba", True)
+CUDA = Path("CUDA but for the launch", "cuda")
+PATHS = (NUMPY, NUMPY_SHARED, NUMBA, NUMBA_SHARED, CUDA)
+
+
+def leave_nothing_to_compute(plan: Any, shared: bool) -> None:
+    """Empty the tasks of a CPU's plan; `shared` says whether there is one for a second thread, whatever there was."""
+    if plan.name == "numpy":
+        plan.pieces, plan.threaded = [(0, 0, 0)] * (2 * shared), shared
+        return
+    plan._table[:, 0] = 0  # the elements of each row
+    if shared:
+        tasks = plan._tasks
+        plan._tasks = lambda *begun: 2 * tasks(*begun)
+    else:
+        plan._threads = lambda: 1
 
 
 class Steps:
-    """An Adam over `tensors` tensors of 3 elements whose steps do no arithmetic.
+    """An Adam over `tensors` tensors of 3 elements, in so many groups of equal size, whose steps do no arithmetic."""
 
-    Args:
-        path: CPU: no blocks of elements are left to execute. TWO_THREADS: two empty ones are, so that work is handed to
-            another thread. CUDA: all up to the launch.
-    """
-
-    def __init__(self, tensors: int, path: str) -> None:
-        kind = IdleArray if path == CUDA else np.ndarray
+    def __init__(self, tensors: int, path: Path, groups: int = 1) -> None:
+        kind = IdleArray if path is CUDA else np.ndarray
         self.parameters = [fusedopt.Parameter(np.ones(3, np.float32).view(kind)) for _ in range(tensors)]
         self.gradients = [np.ones(3, np.float32).view(kind) for _ in range(tensors)]
-        self.optimizer = fusedopt.Adam(self.parameters)
+        with chosen("auto" if path is CUDA else path.backend):
+            self.optimizer = fusedopt.Adam([{"params": self.parameters[i::groups]} for i in range(groups)])
         self._set_gradients()
         self.optimizer.step()
         self.plans = list(self.optimizer._plans)
-        for plan in self.plans:
-            if path != CUDA:
-                plan.pieces, plan.threaded = ([(0, 0, 0), (0, 0, 0)], True) if path == TWO_THREADS else ([], False)
+        if path is not CUDA:
+            for plan in self.plans:
+                leave_nothing_to_compute(plan, path.shared)
 
     def _set_gradients(self) -> None:
         for parameter, gradient in zip(self.parameters, self.gradients):
@@ -87,7 +116,7 @@ class Steps:
 
     def unchanged(self) -> float:
         """Seconds of a step with gradients and hyperparameters as they were."""
-        took = seconds(self.optimizer.step)
+        took = wall_seconds(self.optimizer.step, nothing, 1)
         if any(new is not old for new, old in zip(self.optimizer._plans, self.plans, strict=True)):
             raise RuntimeError("the step made a new plan, with its arithmetic: this is not its Python time alone.")
         return took
@@ -99,13 +128,13 @@ class Steps:
         self.optimizer.param_groups[0]["lr"] *= 0.999
 
 
-def unchanged(tensors: int, path: str, samples: int) -> list[float]:
+def unchanged(tensors: int, path: Path, samples: int, groups: int = 1) -> list[float]:
     """Seconds of steps between which nothing changes."""
-    steps = Steps(tensors, path)
+    steps = Steps(tensors, path, groups)
     return [steps.unchanged() for _ in range(10 + samples)][10:]
 
 
-def changed(tensors: int, path: str, samples: int) -> list[float]:
+def changed(tensors: int, path: Path, samples: int) -> list[float]:
     """Seconds of steps after `Steps.change`. Before each, another optimizer of 10 tensors is changed and steps.
 
     So the processor's caches have the code again, which the thousands of parameters that were just set have put out:
@@ -121,7 +150,7 @@ def changed(tensors: int, path: str, samples: int) -> list[float]:
     return found[10:]
 
 
-def changed_cold(tensors: int, path: str, samples: int) -> list[float]:
+def changed_cold(tensors: int, path: Path, samples: int) -> list[float]:
     """Seconds of steps after `Steps.change` and after 64 MiB of other work, with no code and no data in near caches."""
     steps, other = Steps(tensors, path), np.zeros(2**24, np.float32)
     found = []

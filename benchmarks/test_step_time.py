@@ -1,38 +1,75 @@
-"""A step on the CPU beside its peers: `pytest benchmarks --benchmark-only`, a group an optimizer.
+"""A step beside its peers, on the CPU or the GPU: `pytest benchmarks --benchmark-only`; a table for each model.
 
-FUSEDOPT_BENCH_SIZE is the number of float32 parameters (32 Mi), FUSEDOPT_BENCH_THREADS the number of threads (2).
+FUSEDOPT_BENCH_MODELS names the models (resnet-50 gpt2), FUSEDOPT_BENCH_LAYERS says how many of their first layers (2),
+FUSEDOPT_BENCH_OPTIMIZERS names the optimizers (sgd adamw). Here one way is timed after the other, with caches as they
+are; `python -m fusedopt bench` times them in turn.
 """
 
 from __future__ import annotations
 
-import functools
+import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-import compare
-from fusedopt.cli.contestants import OPTIMIZERS
-from fusedopt.cli.side_by_side import Contestant
+import fusedopt
+from fusedopt.cli.bench.gpu import Gpu
+from fusedopt.cli.bench.machine import Cpu, Machine
+from fusedopt.cli.bench.measure import WEIGHT
+from fusedopt.cli.bench.models import MODELS
+from fusedopt.cli.bench.peers import WAYS, Way
+from fusedopt.cli.bench.work import Work, slice_of
 
-SIZE = int(os.environ.get("FUSEDOPT_BENCH_SIZE", 32 * 2**20))
-THREADS = int(os.environ.get("FUSEDOPT_BENCH_THREADS", 2))
+MODEL_NAMES = os.environ.get("FUSEDOPT_BENCH_MODELS", "resnet-50 gpt2").split()
+OPTIMIZERS = os.environ.get("FUSEDOPT_BENCH_OPTIMIZERS", "sgd adamw").split()
+LAYERS = int(os.environ.get("FUSEDOPT_BENCH_LAYERS", 2))
+ROUNDS, WARM_UP = 7, 3
+STEPS = {"cpu": 1, "cuda": 20}  # of one timing
 
 
-@functools.lru_cache(maxsize=1)  # the arrays of one optimizer at a time
-def contestants(optimizer: str) -> Mapping[str, Contestant]:
-    return compare.contestants_of(optimizer, SIZE)
+pytestmark = pytest.mark.filterwarnings("default")  # those of other libraries are not ours
 
 
-@pytest.mark.parametrize("peer", ["fusedopt", *compare.SPEED_BARS])
-@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
-def test_step(benchmark: Any, monkeypatch: pytest.MonkeyPatch, optimizer: str, peer: str) -> None:
-    if peer.startswith("torch"):
-        pytest.importorskip("torch")
-    monkeypatch.setenv("FUSEDOPT_NUM_THREADS", str(THREADS))
-    contestant = contestants(optimizer)[peer]
-    benchmark.group = f"{optimizer}, {SIZE:,} float32 parameters, {THREADS} threads"
-    benchmark.pedantic(contestant.step, rounds=5, warmup_rounds=2)
-    assert np.isfinite(contestant.parameters()[0][:1000]).all()
+@pytest.fixture(scope="module")
+def machine() -> Machine:
+    return Cpu() if fusedopt.array_module() is np else Gpu()
+
+
+def work_of(machine: Machine, name: str) -> Work:
+    return slice_of(MODELS[name], min(LAYERS, MODELS[name].layers), machine.free_bytes())
+
+
+def idle_clock(machine: Machine) -> Callable[[], float]:
+    """The time once all that was started is done."""
+
+    def clock() -> float:
+        machine.wait()
+        return time.perf_counter()
+
+    return clock
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.title)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODEL_NAMES)
+def test_step(benchmark: Any, machine: Machine, model: str, optimizer: str, way: Way) -> None:
+    if why := way.missing(optimizer, machine.kind):
+        pytest.skip(f"{way.title}: {why}")
+    work = work_of(machine, model)
+    with machine.here():
+        peer = way.build(optimizer, work.arrays(0, WEIGHT), work.arrays(1, 1.0), machine.kind)
+
+        def step() -> None:
+            peer.step()
+            peer.finish()
+
+        benchmark.group = f"{optimizer}, {work.title}, {work.parameters:,} parameters in {len(work.shapes):,} tensors"
+        benchmark.name = way.title
+        benchmark._timer = idle_clock(machine)
+        benchmark.pedantic(step, rounds=ROUNDS, iterations=STEPS[machine.kind], warmup_rounds=WARM_UP)
+        assert math.isfinite(peer.parameters()[0].sum())
+    machine.release()

@@ -1,35 +1,10 @@
-"""How durations are measured on the host: interleaved pairs, medians, quartiles. What is timed is known elsewhere."""
+"""A measured quantity and its bar. How a step is timed is known to `fusedopt.cli.bench`."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
-from collections.abc import Callable, Sequence
-
-Step = Callable[[], object]
-PAUSE = 0.02  # seconds
-
-
-def seconds(step: Step) -> float:
-    """How long one call takes."""
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
-def interleaved(ours: Step, peer: Step, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of both, call beside call; who comes first alternates, so that neither is always second.
-
-    Before each call there is a pause: an OpenMP library's threads spin on for milliseconds after their work, on cores
-    that the other's threads need.
-    """
-    times: tuple[list[float], list[float]] = ([], [])
-    for number in range(rounds):
-        for who in (0, 1) if number % 2 else (1, 0):
-            time.sleep(PAUSE)
-            times[who].append(seconds((ours, peer)[who]))
-    return times
+from collections.abc import Sequence
 
 
 @dataclasses.dataclass(frozen=True)

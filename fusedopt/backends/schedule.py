@@ -170,33 +170,72 @@ def _steps(
 
 
 def _placed(straight: Straight) -> Schedule:
-    """Give each value a slot: its home as soon as the old value there is not read any more, else scratch."""
-    steps, homes, memory, slots = straight.steps, straight.homes, straight.memory, straight.slots
-    last_use = {operand: place for place, step in enumerate(steps) for operand in step.operands}
-    old = {slot: value for value, slot in memory.items()}
-    at = dict(memory)
-    scratch: list[bool] = []
-    free: dict[bool, list[int]] = {False: [], True: []}
-    instructions, late = [], []
-    for place, step in enumerate(steps):
+    slots = _Slots(straight)
+    instructions = [slots.place(number, step) for number, step in enumerate(straight.steps)]
+    return Schedule((*instructions, *slots.late), straight.slots, tuple(slots.scratch))
+
+
+class _Slots:
+    """Gives each value a slot: its home as soon as the old value there is not read any more; else the home of a later
+    value, until that is made; else scratch. The less scratch there is, the more of the rest stays in the cache.
+
+    Attributes:
+        scratch: For each scratch slot, whether it holds truth values.
+        late: Copies to a home that was not free in time.
+    """
+
+    def __init__(self, straight: Straight) -> None:
+        steps, self._homes, self._memory = straight.steps, straight.homes, straight.slots
+        self._end = len(steps)
+        self._last_use = {operand: number for number, step in enumerate(steps) for operand in step.operands}
+        self._at = dict(straight.memory)
+        # Homes by the step after which they may be written to, and by the one that makes what belongs there. A home of
+        # another type than the arithmetic's is written by `convert`, and no place for values in between.
+        self._opens = {slot: self._last_use.get(value, -1) for value, slot in straight.memory.items()}
+        made = {step.value: number for number, step in enumerate(steps) if step.function is not convert}
+        self._closes = {home: made[value] for value, home in straight.homes.items() if value in made}
+        self._free: dict[bool, list[int]] = {False: [], True: []}
+        self.scratch: list[bool] = []
+        self.late: list[Instruction] = []
+
+    def place(self, number: int, step: Step) -> Instruction:
+        """The step with its slots. Steps come in order."""
         # `choose` writes its result before it has read all: it may stand in for its last operand alone.
-        spoiled = {at.get(operand) for operand in step.operands[:2]} if step.function is choose else set()
-        dying = {at[o]: o for o in step.operands if at.get(o, -1) >= slots and last_use[o] == place}
-        home = homes.get(step.value, -1)
-        if home >= 0 and last_use.get(old.get(home, -1), -1) <= place and home not in spoiled:
-            out = home
+        spoiled = {self._at.get(operand) for operand in step.operands[:2]} if step.function is choose else set()
+        out = self._home(number, step, spoiled)
+        if out is None:
+            out = self._scratch(number, step, spoiled)
+        operands = tuple(self._at.get(operand, ~operand) for operand in step.operands)
+        for operand in set(step.operands):
+            slot = self._at.get(operand, -1)
+            if slot >= self._memory and slot != out and self._last_use[operand] == number:
+                self._free[self.scratch[slot - self._memory]].append(slot)
+        self._at[step.value] = out
+        return Instruction(step.function, operands, out)
+
+    def _home(self, number: int, step: Step, spoiled: set[int | None]) -> int | None:
+        """Its own, or one that is lent to it; None where none is free."""
+        if step.value in self._homes:
+            home = self._homes[step.value]
+            return home if self._opens.get(home, -1) <= number and home not in spoiled else None
+        until = self._last_use.get(step.value, number)
+        for home, closes in self._closes.items():
+            if self._opens.get(home, -1) <= number and until <= closes and home not in spoiled and not step.boolean:
+                self._opens[home] = until
+                return home
+        return None
+
+    def _scratch(self, number: int, step: Step, spoiled: set[int | None]) -> int:
+        """That of an operand which is not read any more, or a free one, or a new one."""
+        slots = [self._at.get(operand, -1) for operand in step.operands if self._last_use[operand] == number]
+        scratch = [slot for slot in slots if slot >= self._memory and slot not in spoiled]
+        reusable = [slot for slot in scratch if self.scratch[slot - self._memory] == step.boolean]
+        if reusable or self._free[step.boolean]:
+            out = reusable[0] if reusable else self._free[step.boolean].pop()
         else:
-            reusable = [slot for slot in dying if slot not in spoiled and scratch[slot - slots] == step.boolean]
-            if reusable or free[step.boolean]:
-                out = reusable[0] if reusable else free[step.boolean].pop()
-            else:
-                out = slots + len(scratch)
-                scratch.append(step.boolean)
-            if home >= 0:
-                late.append(Instruction(convert, (out,), home))
-                last_use[step.value] = len(steps)
-        instructions.append(Instruction(step.function, tuple(at.get(o, ~o) for o in step.operands), out))
-        at[step.value] = out
-        for slot in dying.keys() - {out}:
-            free[scratch[slot - slots]].append(slot)
-    return Schedule((*instructions, *late), slots, tuple(scratch))
+            out = self._memory + len(self.scratch)
+            self.scratch.append(step.boolean)
+        if step.value in self._homes:
+            self.late.append(Instruction(convert, (out,), self._homes[step.value]))
+            self._last_use[step.value] = self._end
+        return out

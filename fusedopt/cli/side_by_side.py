@@ -1,11 +1,11 @@
-"""Steps timed side by side: one process, the same gradients, interleaved rounds. The demo's table is here too."""
+"""The demo's table: steps timed side by side in one process, with the same gradients, in interleaved rounds."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +30,11 @@ class Contestant:
         xp: numpy or cupy: where it runs.
         step: Takes one step.
         parameters: The parameters as they are now.
-        arrays: All arrays (and lists of them) that it keeps from step to step.
-        of_torch: Whether torch allocates its memory.
     """
 
     xp: ModuleType
     step: Callable[[], object]
     parameters: Callable[[], Sequence[Array]]
-    arrays: Callable[[], Iterable[Any]] = tuple
-    of_torch: bool = False
 
 
 def warm_up(contestants: Mapping[str, Contestant]) -> dict[str, float]:

@@ -21,6 +21,10 @@ def jax_module() -> Any:
     return importlib.import_module("jax")
 
 
+# XLA compiles the whole step as one program: over ten thousand tensors it took 24 GB of memory.
+MOST_TENSORS = 2_000
+
+
 def jax_lacks(optimizer: str, device: str) -> str | None:
     if device == "cuda":
         try:
@@ -64,6 +68,10 @@ class OptaxStep:
 
 
 def build(name: str, weights: list[Array], gradients: list[Array], device: str) -> Peer:
+    if len(weights) > MOST_TENSORS:
+        raise RuntimeError(
+            f"XLA makes one program of the step, too large with {len(weights):,} > {MOST_TENSORS:,} tensors"
+        )
     it = OptaxStep(name, weights, gradients, device)
     return Peer(
         it.step,

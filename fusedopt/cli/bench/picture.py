@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +18,7 @@ MARKERS = "sD^vP*X<>hp8"
 BAR, FLOOR = "#A6B8C7", "#444444"
 NOTE = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 DPI = 150
+TITLE = 70  # characters of a line
 
 
 def draw(path: Path, rows: Sequence[Row]) -> None:
@@ -91,7 +93,7 @@ def _bars(axes: Any, rows: Sequence[Row]) -> None:
     axes.axvline(ours.share_of_stream, linestyle="--", color=FLOOR, linewidth=1.5)
     axes.set(
         xlabel="time of a step over fusedopt's",
-        title=task_title(ours),
+        title=textwrap.fill(task_title(ours), TITLE),
         xlim=(0, 1.3 * max(row.ratio_high for row in rows)),
     )
     for label in axes.get_yticklabels():
