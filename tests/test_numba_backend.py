@@ -55,7 +55,7 @@ def test_so_they_are_in_every_dtype(case, dtype):
     three_steps(case, case.main, dtype)
 
 
-@pytest.mark.parametrize("size", [1, PIECE, PIECE + 1, 3 * PIECE + 3])
+@pytest.mark.parametrize("size", [1, PIECE, PIECE + 1, 5 * PIECE + 3])
 @pytest.mark.parametrize("threads", ["1", "2", "3"])
 def test_pieces_and_threads_change_no_bit(size, threads, monkeypatch):
     monkeypatch.setenv("FUSEDOPT_NUM_THREADS", threads)
@@ -186,11 +186,11 @@ def test_as_many_threads_work_as_there_are_tasks(monkeypatch):
     asked = []
     monkeypatch.setattr(numba_backend, "on_all_threads", lambda work, pieces: asked.append(pieces) or work())
     monkeypatch.setenv("FUSEDOPT_NUM_THREADS", "3")
-    for sizes in ([5 * PIECE], [PIECE // 2] * 5, [8] * 100):
+    for sizes in ([8 * PIECE], [PIECE // 2] * 16, [7 * PIECE], [8] * 100):
         both = Both(fusedopt.SGD, ({}, [ordinary(size, "float32", 1) for size in sizes]))
         both.step([ordinary(size, "float32", 2) for size in sizes])
         both.compare()
-    assert asked == [3, 3, 1]
+    assert asked == [3, 3, 1, 1]
 
 
 def test_moved_gradients_are_read_where_they_are_piece_by_piece():

@@ -3,6 +3,7 @@
 Random rules run on the other devices too.
 """
 
+import os
 import threading
 import time
 import tracemalloc
@@ -111,6 +112,24 @@ def test_an_interrupted_step_waits_for_its_helpers(submissions):
         threads.on_all_threads(work, 2)
     assert done.is_set()
     assert len(submissions) == 1
+
+
+@pytest.mark.skipif(threads._getcpu is None or len(os.sched_getaffinity(0)) < 2, reason="needs Linux and two cores")
+def test_helpers_are_kept_off_the_callers_core_before_they_are_woken(submissions, monkeypatch):
+    cores = os.sched_getaffinity(0)
+    for core in [*sorted(cores)[:2]] * 2:
+        monkeypatch.setattr(threads, "_getcpu", lambda core=core: core)
+        found, begun = [], threading.Barrier(2)
+
+        def work(found=found, begun=begun):
+            begun.wait(10)
+            if threading.current_thread() is not threading.main_thread():
+                found.append(os.sched_getaffinity(0))
+
+        for _ in range(2):  # the first one may start the helper
+            threads.on_all_threads(work, 2)
+        assert found[-1] == cores - {core}
+    assert os.sched_getaffinity(0) == cores
 
 
 def test_an_error_in_a_helper_is_the_steps(submissions, monkeypatch):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -21,6 +23,8 @@ def thread_count() -> int:
 
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
+_helpers: list[int] = []  # the system's numbers of the pool's threads
+_kept_off = -1  # the core that they are kept off
 _getcpu = getattr(ctypes.CDLL(None), "sched_getcpu", None) if sys.platform == "linux" else None
 
 
@@ -32,10 +36,10 @@ def on_all_threads(work: Callable[[], None], pieces: int) -> None:
     if helpers <= 0:
         return work()
     if _pool is None or _pool_size != size:
-        _pool, _pool_size = ThreadPoolExecutor(size, "fusedopt"), size
-    core = int(_getcpu()) if _getcpu is not None else -1
-    others = os.sched_getaffinity(0) - {core} if core >= 0 else set()
-    futures = [_pool.submit(_elsewhere, core, others, work) for _ in range(helpers)]
+        _forget_pool()
+        _pool, _pool_size = ThreadPoolExecutor(size, "fusedopt", _take_up), size
+    _keep_off_this_core()
+    futures = [_pool.submit(work) for _ in range(helpers)]
     try:
         work()
     finally:  # an interrupted step does not go on in the background
@@ -44,20 +48,35 @@ def on_all_threads(work: Callable[[], None], pieces: int) -> None:
         future.result()
 
 
-def _elsewhere(core: int, others: set[int], work: Callable[[], None]) -> None:
-    """Run `work` on another core than the caller's.
+def _take_up() -> None:
+    """Note a new helper, which is yet to be kept off a core."""
+    global _kept_off
+    _helpers.append(threading.get_native_id())
+    _kept_off = -1
 
-    Linux often wakes a thread on the core of its waker, and leaves it there for longer than a step takes: on a virtual
-    machine of two cores, bursts of 7 ms were no faster on two threads than on one, and took 5 ms with this.
+
+def _keep_off_this_core() -> None:
+    """Have the helpers run on other cores than the one that calls, before they are woken.
+
+    Linux often wakes a thread on the core of its waker, where it waits while that works: on a virtual machine of two
+    cores, two threads took 530 us for 100,000 parameters, of which one takes 60.
     """
-    if others and _getcpu is not None and int(_getcpu()) == core:
-        os.sched_setaffinity(0, others)
-    work()
+    global _kept_off
+    core = int(_getcpu()) if _getcpu is not None else -1
+    if core == _kept_off:
+        return
+    others = os.sched_getaffinity(0) - {core}
+    with contextlib.suppress(OSError):  # a hint, which a system may refuse
+        for helper in _helpers if others else ():
+            os.sched_setaffinity(helper, others)
+        _kept_off = core
 
 
 def _forget_pool() -> None:
-    global _pool
-    _pool = None  # a forked child has none of its parent's threads
+    """As in a forked child, which has none of its parent's threads."""
+    global _pool, _kept_off
+    _pool, _kept_off = None, -1
+    _helpers.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fusedopt.cli.bench.models import MODELS, Model, olmoe, parameters
+from fusedopt.cli.bench.models import MODELS, Model, from_file, olmoe, parameters
 
 PUBLISHED = {  # tensors, parameters
     # torchvision documents ResNet50_Weights and ViT_B_16_Weights with these num_params.
@@ -86,3 +86,29 @@ def test_a_slice_beyond_the_model_is_an_error(model: Model, beyond: int):
 )
 def test_the_number_of_layers(name: str, layers: int):
     assert MODELS[name].layers == layers
+
+
+def test_a_model_of_ones_own_comes_from_a_file(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"embedding": [10, 4], "bias": [4], "scale": []}')
+    model = from_file(path)
+    assert (model.name, model.layers) == ("mine", 1)
+    assert model.shapes() == [("embedding", (10, 4)), ("bias", (4,)), ("scale", ())]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("no json", "cannot be read as JSON"),
+        ("[1, 2]", "has no shapes by name; write it with json.dump"),
+        ("{}", "has no shapes by name"),
+        ('{"a": [1], "b": [0]}', "'b' must have a list of lengths from 1, got \\[0\\]"),
+        ('{"a": 3}', "'a' must have a list of lengths"),
+        ('{"a": [true]}', "'a' must have a list of lengths"),
+    ],
+)
+def test_a_file_with_something_else_is_refused(text, what, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"^--model {path}: {what}"):
+        from_file(path)

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     titles = "; ".join(way.title for way in WAYS[1:])
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where one works")
-    parser.add_argument("--model", nargs="+", metavar="NAME", default=[], help=f"tensors of: {', '.join(MODELS)}")
+    parser.add_argument("--model", nargs="+", metavar="NAME", default=[], help=f"{', '.join(MODELS)}, or FILE.json")
     parser.add_argument("--layers", type=count, metavar="N", help="of the models; default: all that fit in memory")
     parser.add_argument(
         "--sizes", "--size", nargs="+", type=count, metavar="N", help="float32 parameters in equal tensors (32M)"
@@ -59,15 +59,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """0; 1 where one of the peers computes something else than fusedopt."""
-    from fusedopt.cli.bench.models import MODELS
+    from fusedopt.cli.bench.models import MODELS, from_file
     from fusedopt.cli.bench.peers import WAYS
 
-    check(arguments, MODELS)
-    models, ways = [MODELS[name] for name in arguments.model], chosen_ways(WAYS, arguments.peers)
+    models = {name: from_file(Path(name)) for name in arguments.model if name.lower().endswith(".json")} | MODELS
+    check(arguments, models)
+    ways = chosen_ways(WAYS, arguments.peers)
     machine = chosen_machine(arguments.device)
     if arguments.peers is None and machine.kind == "cpu":  # the first way is one of the CPU's two
         ways = [way for way in ways if way.title.lower() != f"fusedopt, {cpu_backend().name}"]
-    return compare(arguments, machine, models, ways)
+    return compare(arguments, machine, [models[name] for name in arguments.model], ways)
 
 
 def check(arguments: argparse.Namespace, models: Mapping[str, Model]) -> None:
@@ -75,7 +76,7 @@ def check(arguments: argparse.Namespace, models: Mapping[str, Model]) -> None:
     chosen_backend()
     for name in arguments.model:
         if name not in models:
-            raise ValueError(f"--model: there is no {name!r}; there are {', '.join(models)}.")
+            raise ValueError(f"--model: there is no {name!r}; there are {', '.join(models)}, or a FILE.json of yours.")
         if arguments.layers is not None and arguments.layers > models[name].layers:
             raise ValueError(f"--layers must be at most {name}'s {models[name].layers}, got {arguments.layers}.")
     if arguments.layers is not None and not arguments.model:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 
 Shape = tuple[int, ...]
+HOW_TO_WRITE = "write it with json.dump({n: list(p.shape) for n, p in model.named_parameters()}, file)"
 Table = dict[str, Shape]  # a row for each parameter, in the order in which the reference implementation registers them
 
 
@@ -42,6 +45,26 @@ class Model:
 
 def _shapes(parts: Iterable[tuple[str, Table]]) -> list[tuple[str, Shape]]:
     return [(start + name, shape) for start, rows in parts for name, shape in rows.items()]
+
+
+def from_file(path: Path) -> Model:
+    """A model of one's own, from JSON: `{"name": [rows, columns], ...}`, as of `model.named_parameters()`.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"--model {path}: cannot be read as JSON ({error}); {HOW_TO_WRITE}.") from None
+    rows = found.items() if isinstance(found, dict) else ()
+    for name, shape in rows:
+        if not isinstance(shape, list) or not all(type(length) is int and length > 0 for length in shape):
+            raise ValueError(f"--model {path}: {name!r} must have a list of lengths from 1, got {shape!r}.")
+    if not rows:
+        raise ValueError(f"--model {path}: has no shapes by name; {HOW_TO_WRITE}.")
+    table = {name: tuple(shape) for name, shape in rows}
+    return Model(path.stem, path.stem, str(path), {}, (("", table),), {})
 
 
 def parameters(shapes: Iterable[tuple[str, Shape]]) -> int:
