@@ -88,8 +88,10 @@ def leave_nothing_to_compute(plan: Any, shared: bool) -> None:
         return
     plan._table[:, 0] = 0  # the elements of each row
     if shared:
+        from fusedopt.backends.numba import ALONE
+
         tasks = plan._tasks
-        plan._tasks = lambda *begun: 2 * tasks(*begun)
+        plan._tasks = lambda *begun: (ALONE + 1) * tasks(*begun)
     else:
         plan._threads = lambda: 1
 
