@@ -8,22 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fusedopt.tracing import CONSTANT, INPUT, POWER, WHERE, Program, Traced
+from fusedopt.tracing import CONSTANT, INPUT, OPERATORS, POWER, WHERE, Program, Traced
 
-EXPRESSIONS = {
-    np.add: "{} + {}",
-    np.subtract: "{} - {}",
-    np.multiply: "{} * {}",
-    np.divide: "{} / {}",
-    np.negative: "-{}",
+EXPRESSIONS = OPERATORS | {
     np.sqrt: "square_root({})",
     np.absolute: "magnitude({})",
-    np.greater: "{} > {}",
-    np.greater_equal: "{} >= {}",
-    np.less: "{} < {}",
-    np.less_equal: "{} <= {}",
-    np.equal: "{} == {}",
-    np.not_equal: "{} != {}",
     WHERE: "{} ? {} : {}",
     POWER: "power({}, {})",
 }

@@ -17,6 +17,20 @@ from fusedopt.rules import Rule, Values
 COMPARISONS = {np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal}
 ARITHMETIC = {np.add, np.subtract, np.multiply, np.divide, np.negative, np.sqrt, np.absolute}
 OPERATIONS = ARITHMETIC | COMPARISONS
+# Those that C++ and Python write alike.
+OPERATORS = {
+    np.add: "{} + {}",
+    np.subtract: "{} - {}",
+    np.multiply: "{} * {}",
+    np.divide: "{} / {}",
+    np.negative: "-{}",
+    np.greater: "{} > {}",
+    np.greater_equal: "{} >= {}",
+    np.less: "{} < {}",
+    np.less_equal: "{} <= {}",
+    np.equal: "{} == {}",
+    np.not_equal: "{} != {}",
+}
 WHERE, POWER, INPUT, CONSTANT = "where", "power", "input", "constant"
 
 

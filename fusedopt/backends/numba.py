@@ -21,26 +21,15 @@ from fusedopt.backends.numba_memory import reader, writer
 from fusedopt.backends.schedule import Straight, choose, convert, straightened
 from fusedopt.backends.threads import on_all_threads
 from fusedopt.layout import Span
-from fusedopt.tracing import Traced
+from fusedopt.tracing import OPERATORS, Traced
 
 # Elements of a row of the table, and about as many of a task: some 40 us, so that threads end together and a task's
 # microsecond of Python is little.
 PIECE = 64 * 1024
 
-EXPRESSIONS = {
-    np.add: "{} + {}",
-    np.subtract: "{} - {}",
-    np.multiply: "{} * {}",
-    np.divide: "{} / {}",
-    np.negative: "-{}",
+EXPRESSIONS = OPERATORS | {
     np.sqrt: "sqrt({})",
     np.absolute: "abs({})",
-    np.greater: "{} > {}",
-    np.greater_equal: "{} >= {}",
-    np.less: "{} < {}",
-    np.less_equal: "{} <= {}",
-    np.equal: "{} == {}",
-    np.not_equal: "{} != {}",
     choose: "{1} if {0} != 0 else {2}",
     convert: "{}",
 }
