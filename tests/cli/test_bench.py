@@ -878,3 +878,11 @@ def test_a_backend_that_does_not_exist_is_refused_before_anything_is_measured(
     monkeypatch.setenv("FUSEDOPT_BACKEND", "bogus")
     assert main(["bench", "--device", "cpu"]) == 2
     assert "FUSEDOPT_BACKEND must be auto, cuda, numba or numpy, got 'bogus'" in capsys.readouterr().err
+
+
+def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    command = "bench --device cpu --sizes 2K --tensors 2 --repeats 1 --optimizer sgd --peers NumPy".split()
+    for load, told in (("load 0.10, 2100 MHz", False), ("load 64.00", True), ("", False)):
+        monkeypatch.setattr(condition, "of_cpu", lambda load=load: load)
+        assert main(command) == 0
+        assert ("Measure again when it is quiet." in " ".join(capsys.readouterr().out.split())) is told

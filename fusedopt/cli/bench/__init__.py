@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     titles = "; ".join(way.title for way in WAYS[1:])
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where one works")
-    parser.add_argument("--model", nargs="+", metavar="NAME", default=[], help=f"{', '.join(MODELS)}, or FILE.json")
+    parser.add_argument(
+        "--model", nargs="+", metavar="NAME", default=[], help=f"{', '.join(MODELS)}, or FILE.json: {{name: [lengths]}}"
+    )
     parser.add_argument("--layers", type=count, metavar="N", help="of the models; default: all that fit in memory")
     parser.add_argument(
         "--sizes", "--size", nargs="+", type=count, metavar="N", help="float32 parameters in equal tensors (32M)"
@@ -164,6 +166,8 @@ def compare(arguments: argparse.Namespace, machine: Machine, models: Sequence[Mo
             save(arguments.json, all_rows)
         console.print(table.launches(all_rows))
     console.print(table.method(all_rows))
+    if busy := table.warning(all_rows[0]):
+        console.print(busy, style="bold")
     if arguments.plot:
         from fusedopt.cli.bench.picture import draw
 

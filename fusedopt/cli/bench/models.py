@@ -55,6 +55,8 @@ def from_file(path: Path) -> Model:
     """
     try:
         found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"--model {path}: there is no such file; {HOW_TO_WRITE}.") from None
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"--model {path}: cannot be read as JSON ({error}); {HOW_TO_WRITE}.") from None
     rows = found.items() if isinstance(found, dict) else ()

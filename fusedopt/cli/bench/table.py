@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -17,6 +18,7 @@ from fusedopt.cli.side_by_side import TOGETHER
 
 NONE = "-"  # not defined here
 UNKNOWN = "?"
+BUSY = 0.5  # load of a thread's core by others
 WIDEST = 200  # columns
 
 
@@ -107,6 +109,17 @@ def _streams(row: Row) -> str:
     )
 
 
+def warning(row: Row) -> str | None:
+    """Where the machine had other work, that this is no measurement."""
+    found = re.match(r"load ([\d.]+)", row.condition_before)
+    if not _on_cpu(row) or found is None or float(found[1]) < BUSY * row.threads:
+        return None
+    return (
+        f"This machine was busy before (load {found[1]}): libraries whose threads wait for each other, as torch's do,"
+        " lose most by that. Measure again when it is quiet."
+    )
+
+
 def method(rows: Sequence[Row]) -> str:
     """How to read the tables."""
     compared = [row for row in rows if row.difference is not None]
@@ -115,8 +128,10 @@ def method(rows: Sequence[Row]) -> str:
     return (
         f"fusedopt and one peer at a time, {TOGETHER} steps of warm-up, then rounds in which each of them and the"
         f" streams are timed in turn: medians, ± half the span of the middle half. Ratio: the peer's time over"
-        f" fusedopt's in the same round. Gradients stay where they are between the steps. Extra: the most memory that a"
-        f" step takes beyond what is kept; kept: bytes a parameter."
+        f" fusedopt's in the same round; the first row's ms are over all rounds, so a ratio need not be that of two ms."
+        f" A copy stores to what it has not read, which costs a CPU more, so shares of it can pass 100 %. Gradients"
+        f" stay where they are between the steps. Extra: the most memory that a step takes beyond what is kept; kept:"
+        f" bytes a parameter."
         f"{gpu} Parameters differ from fusedopt's by {worst.difference:.1e} at most, allowed is"
         f" {worst.allowed_difference:.1e}."
     )
