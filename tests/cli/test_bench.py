@@ -881,7 +881,21 @@ def test_a_backend_that_does_not_exist_is_refused_before_anything_is_measured(
 
 
 def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    command = "bench --device cpu --sizes 2K --tensors 2 --repeats 1 --optimizer sgd --peers NumPy".split()
+    command = [
+        "bench",
+        "--device",
+        "cpu",
+        "--sizes",
+        "2K",
+        "--tensors",
+        "2",
+        "--repeats",
+        "1",
+        "--optimizer",
+        "sgd",
+        "--peers",
+        "NumPy",
+    ]
     for load, told in (("load 0.10, 2100 MHz", False), ("load 64.00", True), ("", False)):
         monkeypatch.setattr(condition, "of_cpu", lambda load=load: load)
         assert main(command) == 0
