@@ -58,7 +58,7 @@ def idle_clock(machine: Machine) -> Callable[[], float]:
 @pytest.mark.parametrize("model", MODEL_NAMES)
 def test_step(benchmark: Any, machine: Machine, model: str, optimizer: str, way: Way) -> None:
     if why := way.missing(optimizer, machine.kind):
-        pytest.skip(f"{way.title}: {why}")
+        pytest.skip(f"{way.title}: {why}")  # a peer is measured where it is installed, and told where it is not
     work = work_of(machine, model)
     with machine.here():
         peer = way.build(optimizer, work.arrays(0, WEIGHT), work.arrays(1, 1.0), machine.kind)

@@ -101,4 +101,4 @@ def missing(what: str, wheels: str) -> NoReturn:
     reason = f"needs {what}: pip install {wheels}"
     if os.environ.get("CI"):
         pytest.fail(f"{reason} (a failure, not a skip, since CI is set)")
-    pytest.skip(reason)
+    pytest.skip(reason)  # on a developer's machine alone: CI has failed above

@@ -664,7 +664,7 @@ assert parameter.owner is None
 
 @pytest.mark.parametrize("cupy", ["with cupy", "without cupy"])
 def test_cuda_is_refused_where_it_cannot_work_and_the_message_says_what_is_missing(cupy):
-    if cupy == "with cupy" and cuda.problem() is None:
+    if cupy == "with cupy" and cuda.problem() is None:  # a GPU machine has the other half of this test, CI both
         pytest.skip("CUDA works here, so there is nothing to refuse; without CuPy, below, it is refused here too")
     environment = {**os.environ, "FUSEDOPT_BACKEND": "cuda"}
     command = [sys.executable, "-c", ASK_FOR_CUDA, cupy]

@@ -101,6 +101,7 @@ class Rule:
             step: The number of this update, 1.0 at the first.
             a: The scalar state by name, a number each.
         """
+        # Of a rule that somebody forgot to finish; `Rule` itself updates nothing.
         raise NotImplementedError(f"rule {type(self).__name__} has no method scalars(self, step, a)")
 
     def update(self, p: Any, g: Any, s: Any, c: Any) -> tuple[Any, Values]:
@@ -111,6 +112,7 @@ class Rule:
             s: The state arrays by name, likewise.
             c: What `scalars` returned, rounded to that dtype.
         """
+        # As in `scalars`.
         raise NotImplementedError(f"rule {type(self).__name__} has no method update(self, p, g, s, c)")
 
     def check(self) -> None:

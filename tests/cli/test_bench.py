@@ -24,6 +24,7 @@ from rich.console import Console
 
 import fusedopt
 from devices import NUMBA
+from emulator.build import skip_or_fail
 from fusedopt import compiler
 from fusedopt.backends import cuda
 from fusedopt.cli import bench, main, naive
@@ -746,7 +747,7 @@ def test_the_stream_kernels_compile(kind: str, arrays: int, tmp_path: Path, monk
     try:
         compiler.nvrtc_version()
     except compiler.CompilerMissingError as error:
-        pytest.skip(f"NVRTC: {error}")
+        skip_or_fail(f"NVRTC: {error}")  # fails under CI, which has it
     monkeypatch.setenv("FUSEDOPT_CACHE_DIR", str(tmp_path))
     text = streams.cuda_text(kind, arrays)
     assert compiler.compiled(text, {}, "sm_90").stat().st_size > 1_000
@@ -809,7 +810,7 @@ def test_the_peak_of_torch_is_how_far_resident_memory_rose() -> None:
     torch = pytest.importorskip("torch")
     kept = torch.zeros(8_000_000)
     peak = peak_of_torch(False, lambda: kept + 1)
-    if peak is None:
+    if peak is None:  # not on Linux, where CI runs
         pytest.skip("the system does not tell a process's peak: it is Linux's /proc that does")
     assert peak == pytest.approx(32e6, rel=0.2)  # huge pages round it
 

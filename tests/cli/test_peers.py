@@ -53,7 +53,7 @@ def runnable(title: str, name: str) -> Way:
     """For the CPU."""
     way = BY_TITLE[title]
     if reason := way.missing(name, "cpu"):
-        pytest.skip(f"{title}: {reason}")
+        pytest.skip(f"{title}: {reason}")  # other libraries, too large for the test extra, are tried where they are
     return way
 
 
