@@ -3,8 +3,9 @@
 from fusedopt.backends import array_module
 from fusedopt.checkpoint import load, save
 from fusedopt.optimizer import Optimizer
-from fusedopt.optimizers import SGD, Adam, AdamW
+from fusedopt.optimizers import *  # noqa: F403  # one class for each rule of fusedopt.rules
+from fusedopt.optimizers import RULES
 from fusedopt.parameter import Parameter
 from fusedopt.version import __version__
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "Parameter", "__version__", "array_module", "load", "save"]
+__all__ = ["Optimizer", "Parameter", "__version__", "array_module", "load", "save", *RULES]

@@ -8,13 +8,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fusedopt.tracing import CONSTANT, INPUT, OPERATORS, POWER, WHERE, Program, Traced
+from fusedopt.rules.arithmetic import exponent, power, scaled
+from fusedopt.tracing import CONSTANT, INPUT, OPERATORS, WHERE, Program, Traced
 
 EXPRESSIONS = OPERATORS | {
     np.sqrt: "square_root({})",
     np.absolute: "magnitude({})",
     WHERE: "{} ? {} : {}",
-    POWER: "power({}, {})",
+    np.floor: "whole_below({})",
+    power: "power({}, {})",
+    exponent: "exponent({})",
+    scaled: "scaled({}, {})",
 }
 STORED = {"float32": "float", "float64": "double", "float16": "Half", "bfloat16": "BFloat16"}
 
@@ -55,7 +59,7 @@ def rule_text(variants: Sequence[Variant], hyperparameters: Sequence[str], scala
         scalars: How many scalar states a counter holds beside the step.
         states: How many state pointers a span holds.
     """
-    constants = max(len(variant.traced.constants) for variant in variants) + 1
+    constants = max(len(variant.traced.constants) for variant in variants)
     lines = [
         "// Written by fusedopt from the rules' own Python; see fusedopt/rules.",
         f"constexpr int HYPERPARAMETERS = {len(hyperparameters)};  // {', '.join(hyperparameters)}",
@@ -73,10 +77,11 @@ def rule_text(variants: Sequence[Variant], hyperparameters: Sequence[str], scala
 
 def _struct(name: str, variant: Variant, hyperparameters: Sequence[str]) -> list[str]:
     traced = variant.traced
-    prologue = {f"h.{h}": f"h[{i}]" for i, h in enumerate(hyperparameters)} | {"step": "step"}
+    prologue = {f"h.{h}": f"h[{i}]" for i, h in enumerate(hyperparameters)}
+    prologue |= {"step": "step", "grad_scale": "grad_scale"}
     prologue |= {f"a.{a}": f"a[{i}]" for i, a in enumerate(traced.scalar_state)}
     body = {"p": "p", "g": "g"} | {f"s.{s}": f"s[{i}]" for i, s in enumerate(traced.states)}
-    body |= {f"c.{c}": f"c.{c}" for c in (*traced.constants, "grad_scale")}
+    body |= {f"c.{c}": f"c.{c}" for c in traced.constants}
     targets = {c: f"c.{c} = real({{}});" for c in traced.constants}
     targets |= {a: f"next[{i}] = {{}};" for i, a in enumerate(traced.scalar_state) if a in traced.advanced}
     results = {s: f"s[{i}] = {{}};" for i, s in enumerate(traced.states)} | {"p": "p = {};", "g": "g = {};"}
@@ -88,8 +93,9 @@ def _struct(name: str, variant: Variant, hyperparameters: Sequence[str]) -> list
         f"  typedef {STORED[variant.gradient]} Gradient;",
         f"  typedef {STORED[variant.state]} State;",
         f"  static constexpr int states = {len(traced.states)};  // {', '.join(traced.states) or 'none'}",
-        f"  struct Constants {{ real {', '.join((*traced.constants, 'grad_scale'))}; }};",
-        "  static __device__ void scalars(const double* h, double step, const double* a, Constants& c, double* next) {",
+        f"  struct Constants {{ real {', '.join(traced.constants)}; }};",
+        "  static __device__ void scalars(const double* h, double step, double grad_scale, const double* a,",
+        "                                 Constants& c, double* next) {",
         *_lines(traced.prologue, prologue, targets, "double"),
         "  }",
         "  static __device__ void update(const Constants& c, real& p, real& g, real* s) {",

@@ -19,7 +19,7 @@ class Group(dict[str, Any]):
     """
 
     def __init__(self, rule: Rule, params: tuple[Parameter, ...], changes: Changes, extras: Mapping[str, Any]) -> None:
-        super().__init__({name: getattr(rule, name) for name in rule.options()} | dict(extras), params=params)
+        super().__init__(rule.shown() | dict(extras), params=params)
         self.rule, self._changes = rule, changes
         self.sources: dict[int, Any] = {}  # numbers alone
 
@@ -43,7 +43,7 @@ class Group(dict[str, Any]):
     def adopt(self, rule: Rule, extras: Mapping[str, Any]) -> None:
         """Take over loaded hyperparameters, and the keys that other libraries' state dicts have beside them."""
         self.rule = rule
-        super().update({name: getattr(rule, name) for name in rule.options()} | dict(extras))
+        super().update(rule.shown() | dict(extras))
         self._changes.hyperparameters += 1
 
     def setdefault(self, key: str, default: Any = None) -> Any:

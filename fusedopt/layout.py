@@ -182,10 +182,26 @@ class Arena:
         return buffer[start : start + self.sizes[index]].reshape(self.parameters[index].shape)
 
     def state(self, name: str) -> Any:
-        """The flat buffer of a state; zeros when it is new."""
+        """The flat buffer of a state; when it is new, full of the rule's initial value."""
         if name not in self.states:
             self.states[name] = self.memory.zeros(len(self.data), self.dtype)
+            initial = self._initial_states()[name]
+            if initial != 0:
+                with self.memory.here():
+                    self.states[name].fill(initial)
         return self.states[name]
+
+    def begin(self, new: np.ndarray[Any, Any]) -> None:
+        """Start the state of parameters without history from what the rule says now."""
+        for name, initial in self._initial_states().items():
+            if initial != 0 and name in self.states:
+                with self.memory.here():
+                    for index in np.flatnonzero(new & (self.cohorts == NO_HISTORY)).tolist():
+                        self.view(self.states[name], index)[...] = initial
+
+    def _initial_states(self) -> dict[str, float]:
+        rule = self.group.rule
+        return {state.name: rule.initial(state) for state in rule.all_states()}
 
     def part_cohorts(self, stepping: np.ndarray[Any, Any]) -> None:
         """Number the cohorts of those that step afresh: from here on, the others of a cohort have another history."""

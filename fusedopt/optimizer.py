@@ -94,7 +94,7 @@ class Optimizer:
                 raise TypeError(self.rule.unknown_option(name))
         fixed = {name: options.pop(name) for name in list(options) if not known[name].init}
         default = changed_rule(self.rule(*args, **options), fixed)
-        self.defaults: dict[str, Any] = {name: getattr(default, name) for name in known}
+        self.defaults: dict[str, Any] = default.shown()
         self._begin()
         self._add(groups_of(params))
 
@@ -186,7 +186,7 @@ class Optimizer:
                 taken.add(id(parameter))
             options = {key: value for key, value in entry.items() if key not in ("params", "param_names")}
             for key in options:
-                if key not in self.defaults:
+                if key not in self.rule.options():
                     raise KeyError(f"param group {number}: {self.rule.unknown_option(key)}")
             try:
                 rules.append(changed_rule(self.rule(), self.defaults | options))
@@ -274,6 +274,7 @@ class Optimizer:
             before = [arena.cohorts.copy() for arena in self.arenas()]
             try:
                 for arena, row in zip(self.arenas(), stepping):
+                    arena.begin(np.frombuffer(row, bool))
                     arena.part_cohorts(np.frombuffer(row, bool))
                     spans.setdefault(arena.memory.device, []).extend(spans_of(arena, np.frombuffer(row, bool)))
                 self._plans = [self._backends[device].plan(some) for device, some in spans.items() if some]
@@ -295,7 +296,7 @@ class Optimizer:
         return _state_dict.LiveState(self.arenas())
 
     def init_state(self: Self) -> Self:
-        """Make the state of all trainable parameters without a step now, as zeros, rather than at their first step.
+        """Make the state of all trainable parameters without a step now, rather than at their first step.
 
         As MegEngine does. A rule whose state starts from the gradient then starts from zeros: SGD's first gradient is
         dampened like the others.

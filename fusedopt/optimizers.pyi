@@ -2,19 +2,9 @@
 from typing import Any
 
 from fusedopt.optimizer import Optimizer
+from fusedopt.rules import Rule
 
-class SGD(Optimizer):
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 0.001,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-        *,
-        maximize: bool = False,
-    ) -> None: ...
+RULES: dict[str, type[Rule]]
 
 class Adam(Optimizer):
     def __init__(
@@ -26,6 +16,8 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
         amsgrad: bool = False,
         *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
     ) -> None: ...
@@ -40,5 +32,22 @@ class AdamW(Optimizer):
         weight_decay: float = 0.01,
         amsgrad: bool = False,
         *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+    ) -> None: ...
+
+class SGD(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.001,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
         maximize: bool = False,
     ) -> None: ...

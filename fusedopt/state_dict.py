@@ -50,11 +50,12 @@ def _views(arena: Arena, index: int, counters: Any, states: Mapping[str, Any]) -
 
 
 def make_state(arena: Arena) -> None:
-    """Allocate the state of all trainable parameters before their first step, as zeros."""
+    """Allocate the state of all trainable parameters before their first step."""
     rule = arena.group.rule
     new = np.frombuffer(arena.presence.trainable, bool) & (arena.cohorts == NO_HISTORY)
     for name in rule.kept_states:
         arena.state(name)
+    arena.begin(new)
     arena.part_cohorts(new)
     if rule.step_key is None and rule.kept_states:
         counters = arena.memory.host(arena.counters)
@@ -146,7 +147,9 @@ def checked_groups(
             )
         options = own.options()
         given = {key: value for key, value in entry.items() if key in options and options[key].init}
-        missing = [key for key, field in options.items() if field.init and key not in given]
+        missing = [
+            key for key, field in options.items() if field.init and key not in given and not field.metadata["common"]
+        ]
         if missing:
             kept = ", ".join(f"{key}={group[key]!r}" for key in missing)
             warnings.warn(f"param group {number} of the state dict lacks {kept}; these values are kept.", stacklevel=4)

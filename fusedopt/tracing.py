@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from fusedopt.rules import Rule, Values
+from fusedopt.rules import Rule, Values, power
 
 COMPARISONS = {np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal}
-ARITHMETIC = {np.add, np.subtract, np.multiply, np.divide, np.negative, np.sqrt, np.absolute}
+ARITHMETIC = {np.add, np.subtract, np.multiply, np.divide, np.negative, np.sqrt, np.absolute, np.floor}
 OPERATIONS = ARITHMETIC | COMPARISONS
 # Those that C++ and Python write alike.
 OPERATORS = {
@@ -31,7 +31,8 @@ OPERATORS = {
     np.equal: "{} == {}",
     np.not_equal: "{} != {}",
 }
-WHERE, POWER, INPUT, CONSTANT = "where", "power", "input", "constant"
+WHERE, INPUT, CONSTANT = "where", "input", "constant"
+PREPARING = ("grad_scale", "clip_value")  # constants that prepare the gradient
 
 
 class TracingError(TypeError):
@@ -43,7 +44,7 @@ class Statement:
     """One operation on earlier statements.
 
     Attributes:
-        operation: A ufunc of `OPERATIONS`, or `where`, `power`, `input`, `constant`.
+        operation: A ufunc of `OPERATIONS`; `power`, `exponent` or `scaled` of the rules; or where, input, constant.
         operands: Numbers of the statements it reads.
         value: An input's name, such as `p` or `s.exp_avg`; a constant's value.
         boolean: Whether it is a truth value rather than a number.
@@ -71,7 +72,7 @@ class Traced:
 
     Attributes:
         title: The rule and its flags, as one writes them.
-        prologue: `scalars`: inputs `h.lr`, `h.betas[0]`, ..., `step`, `a.name`; results are the constants by name.
+        prologue: `constants`: inputs `h.lr`, `h.betas[0]`, ..., `step`, `grad_scale`, `a.name`; results by name.
         body: `update`: inputs `p`, `g`, `s.name`, `c.name`; results `p`, the unscaled `g`, and each state by name.
         constants: Names of the numbers that the prologue hands to the body.
         states: Names of the state arrays, in order.
@@ -110,7 +111,7 @@ class _Trace:
     def apply(self, operation: Any, *operands: Any) -> Symbol:
         symbols = [self.symbol(operand) for operand in operands]
         statements = [self.statements[symbol.number] for symbol in symbols]
-        if operation in ARITHMETIC and any(s.boolean for s in statements):
+        if operation not in COMPARISONS and operation is not WHERE and any(s.boolean for s in statements):
             raise TracingError(f"{self.what} calculates with a truth value; choose between numbers with np.where.")
         boolean = operation in COMPARISONS
         if operation is WHERE and (statements[1].boolean or statements[2].boolean):
@@ -157,26 +158,36 @@ class Symbol(NDArrayOperatorsMixin):
             raise self._unknown(function.__name__)
         return self.trace.apply(WHERE, *arguments)
 
-    def traced_power(self, base: Any, count: Any) -> Symbol:
-        if self.trace.elementwise:
-            raise TracingError(f"{self.trace.what} uses power; compute it in scalars, or multiply.")
-        if isinstance(count, (int, float)) and not (0 <= count < 2**63 and count == int(count)):
-            raise TracingError(f"{self.trace.what} uses power with a count of {count}; it must be whole, from 0.")
-        return self.trace.apply(POWER, base, count)
+    def traced(self, function: Any, *operands: Any) -> Symbol:
+        """One of `fusedopt.rules.arithmetic` that is an operation of its own."""
+        if function is power:
+            count = operands[1]
+            if self.trace.elementwise:
+                raise TracingError(f"{self.trace.what} uses power; compute it in scalars, or multiply.")
+            if isinstance(count, (int, float)) and not (0 <= count < 2**63 and count == int(count)):
+                raise TracingError(
+                    f"{self.trace.what} uses power with a count of {count}; it must be whole, from 0. For others there "
+                    f"is fusedopt.rules.real_power."
+                )
+        return self.trace.apply(function, *operands)
 
     def _unknown(self, name: str) -> TracingError:
         instead = {
             "maximum": " Use fusedopt.rules.larger.",
             "minimum": " Use fusedopt.rules.smaller.",
             "sign": " Use fusedopt.rules.sign.",
-            "power": " Use fusedopt.rules.power in scalars, or multiply; a root is np.sqrt.",
+            "power": " Use fusedopt.rules.power in scalars, real_power, or multiply; a root is np.sqrt.",
+            "exp2": " Use fusedopt.rules.exp2.",
+            "log2": " Use fusedopt.rules.log2.",
+            "exp": " Use fusedopt.rules.exp2(x * 1.4426950408889634).",
+            "log": " Use fusedopt.rules.log2(x) * 0.6931471805599453.",
             "clip": " Use fusedopt.rules.larger and smaller.",
             "float_power": " Use fusedopt.rules.power in scalars.",
         }.get(name, "")
         names = ", ".join(sorted(f"np.{u.__name__}" for u in OPERATIONS))
         return TracingError(
             f"{self.trace.what} uses np.{name}, which has no kernel form.{instead} There are {names}, np.where, and "
-            f"larger, smaller, sign and power of fusedopt.rules."
+            f"larger, smaller, sign, exp2, log2, power and real_power of fusedopt.rules."
         )
 
     def __bool__(self) -> bool:
@@ -274,19 +285,24 @@ def _check_names(cls: type[Rule]) -> None:
     """Raise TracingError unless each state and scalar state has a name of its own, and hangs on a flag that exists."""
     names = [*(state.name for state in cls.all_states()), *cls.scalar_state]
     for name in names:
-        if not name.isidentifier() or names.count(name) > 1 or name in ("p", "g", "grad_scale", cls.step_key):
+        if not name.isidentifier() or names.count(name) > 1 or name in ("p", "g", *PREPARING, cls.step_key):
             raise TracingError(f"{cls.__name__}: a state is named {name!r}, which is taken or no name; choose another.")
     for state in cls.all_states():
         if state.when is not None and state.when not in cls.switches():
             raise TracingError(
                 f"{cls.__name__}: state {state.name!r} depends on {state.when!r}, no flag or switch of the rule."
             )
+        if isinstance(state.initial, str) and state.initial not in cls.number_names():
+            raise TracingError(
+                f"{cls.__name__}: state {state.name!r} starts from {state.initial!r}, no number of the rule's."
+            )
 
 
 def _trace(rule: Rule) -> Traced:
     cls, truths = type(rule), dict(rule.flags)
     _check_names(cls)
-    title = f"{cls.__name__}({', '.join(f'{name}={value}' for name, value in rule.flags)})"
+    shown = rule.shown()
+    title = f"{cls.__name__}({', '.join(f'{name}={value}' for name, value in rule.flags if name in shown)})"
 
     trace = _Trace(f"{cls.__name__}.scalars", elementwise=False)
     numbers: dict[str, Any] = {}
@@ -294,11 +310,14 @@ def _trace(rule: Rule) -> Traced:
         numbers[name] = trace.input(f"h.{name}", uniform=True)
         numbers[name].truth = truths.get(name)
     a = _Inputs(trace, "a", cls.scalar_state, uniform=True)
-    scalars = rule.with_numbers(numbers.values()).scalars(trace.input("step", uniform=True), a)
-    if not isinstance(scalars, Values):
-        raise TracingError(f"{trace.what} must return Values(name=...), got {type(scalars).__name__}.")
-    if "grad_scale" in vars(scalars):
-        raise TracingError(f"{trace.what} returns grad_scale, the name of step's argument; choose another.")
+    symbolic = rule.with_numbers(numbers.values())
+    step, grad_scale = trace.input("step", uniform=True), trace.input("grad_scale", uniform=True)
+    own = symbolic.scalars(step, a)
+    if not isinstance(own, Values):
+        raise TracingError(f"{trace.what} must return Values(name=...), got {type(own).__name__}.")
+    scalars = symbolic.constants(step, a, grad_scale)
+    for name in set(vars(own)) & set(PREPARING):
+        raise TracingError(f"{trace.what} returns {name}, which every rule has; choose another name.")
     results = {name: trace.symbol(value).number for name, value in vars(scalars).items()}
     prologue = Program(tuple(trace.statements), results)
     advanced = tuple(name for name in results if name in cls.scalar_state)
@@ -306,14 +325,14 @@ def _trace(rule: Rule) -> Traced:
 
     trace = _Trace(f"{cls.__name__}.update", elementwise=True)
     p, g = trace.input("p", uniform=False), trace.input("g", uniform=False)
-    scale = trace.input("c.grad_scale", uniform=True)
-    unscaled = trace.apply(WHERE, scale != 1, g / scale, g)
     states = rule.kept_states
     s, c = _Inputs(trace, "s", states, uniform=False), _Inputs(trace, "c", constants, uniform=True)
     hidden = [
         Unavailable(f"{trace.what} reads the hyperparameter {name}", truths.get(name)) for name in cls.number_names()
     ]
-    returned = rule.with_numbers(hidden).update(p, unscaled, s, c)
+    symbolic = rule.with_numbers(hidden)
+    unscaled = symbolic.unscaled(g, c)
+    returned = symbolic.update(p, symbolic.prepared(unscaled, c), s, c)
     if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], Values):
         raise TracingError(f"{trace.what} must return the new parameter and Values(state=...), got {_kinds(returned)}.")
     p, new = returned

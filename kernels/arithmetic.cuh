@@ -12,7 +12,19 @@ inline float square_root(float x) { return std::sqrt(x); }
 inline double square_root(double x) { return std::sqrt(x); }
 inline float magnitude(float x) { return std::fabs(x); }
 inline double magnitude(double x) { return std::fabs(x); }
+using std::floor;
+using std::frexp;
+using std::ldexp;
 #endif
+
+// Exact, on every processor.
+template <class Real> __device__ inline Real whole_below(Real x) { return floor(x); }
+template <class Real> __device__ inline Real scaled(Real x, Real n) { return ldexp(x, (int)n); }
+template <class Real> __device__ inline Real exponent(Real x) {
+  int n;
+  frexp(x, &n);
+  return Real(n);
+}
 
 // The bits of one type read as another; a union, since CUDA's intrinsics for it do not exist on the host.
 template <class To, class From> __device__ inline To same_bits(From from) {

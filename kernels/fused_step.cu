@@ -73,8 +73,8 @@ __device__ inline void prepare(const Launch& launch, Shared& shared) {
   for (int i = 1; i <= SCALARS; i++) shared.next[i] = before[i];
   shared.next[0] = before[0] + 1;
   Constants constants;
-  Variant::scalars(shared.hyperparameters, shared.next[0], before + 1, constants, shared.next + 1);
-  constants.grad_scale = typename Variant::real(launch.grad_scale ? *launch.grad_scale : 1.0f);
+  const double grad_scale = launch.grad_scale ? *launch.grad_scale : 1.0f;
+  Variant::scalars(shared.hyperparameters, shared.next[0], grad_scale, before + 1, constants, shared.next + 1);
   *reinterpret_cast<Constants*>(shared.constants) = constants;
 }
 

@@ -40,11 +40,12 @@ class Kind:
         """What a step needs to know of the spans with this counter."""
         names = self.traced.scalar_state
         step = row[0] + 1
-        scalars = vars(self.rule.scalars(step, Values(**{name: row[1 + i] for i, name in enumerate(names)})))
+        a = Values(**{name: row[1 + i] for i, name in enumerate(names)})
+        scalars = vars(self.rule.constants(step, a, np.float64(grad_scale)))
         after = {1 + i: scalars[name] for i, name in enumerate(names) if name in scalars}
         if self.counts:
             after[0] = step
-        constants: Array = np.array([*(scalars[name] for name in self.traced.constants), grad_scale], self.real)
+        constants: Array = np.array([scalars[name] for name in self.traced.constants], self.real)
         values = self.uniform.values(constants)
         return Begun(self, values, tuple(bool(values[number]) for number in self.uniform.conditions), after)
 
@@ -81,7 +82,7 @@ class _Uniform:
     """The statements of a body that have one value for all elements: everything made of constants alone."""
 
     def __init__(self, traced: Traced, real: type) -> None:
-        names = [f"c.{name}" for name in (*traced.constants, "grad_scale")]
+        names = [f"c.{name}" for name in traced.constants]
         statements = traced.body.statements
         self.conditions = uniform_conditions(traced.body)
         self._known: list[Any] = [np.array(s.value, real) if s.operation == CONSTANT else None for s in statements]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import platform
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from fusedopt.backends.numba_memory import reader, writer
 from fusedopt.backends.schedule import Straight, choose, convert, straightened
 from fusedopt.backends.threads import on_all_threads
 from fusedopt.layout import Span
+from fusedopt.rules.arithmetic import exponent, scaled
 from fusedopt.tracing import OPERATORS, Traced
 
 # Elements of a row of the table, and about as many of a task: some 40 us, so that threads end together and a task's
@@ -30,6 +32,9 @@ PIECE = 64 * 1024
 EXPRESSIONS = OPERATORS | {
     np.sqrt: "sqrt({})",
     np.absolute: "abs({})",
+    np.floor: "floor({})",
+    exponent: "real(frexp({})[1])",
+    scaled: "ldexp({}, int32({}))",
     choose: "{1} if {0} != 0 else {2}",
     convert: "{}",
 }
@@ -86,7 +91,8 @@ def compiled(
     straight = straightened(traced, conditions, (False, False, False), write_back)
     text, uniform = loop_text(straight)
     real = "float64" if dtypes[0] == "float64" else "float32"
-    names: dict[str, Any] = {"sqrt": np.sqrt}
+    names: dict[str, Any] = {"sqrt": np.sqrt, "floor": np.floor, "frexp": math.frexp, "ldexp": math.ldexp}
+    names |= {"real": getattr(numba, real), "int32": numba.int32}
     for slot in range(straight.slots):
         stored = dtypes[min(slot, 2)]
         names |= {f"read{slot}": reader(stored, real), f"write{slot}": writer(stored, real)}

@@ -8,7 +8,7 @@ import functools
 import math
 import numbers
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypeVar
 
@@ -38,36 +38,56 @@ class Interval:
 
 
 def hyperparameter(
-    default: Any, interval: str = "", doc: str = "", *, switch: bool = False, kw_only: bool = False, fixed: bool = False
+    default: Any,
+    interval: str = "",
+    doc: str = "",
+    *,
+    switch: bool = False,
+    kw_only: bool = False,
+    fixed: bool = False,
+    common: bool = False,
+    choices: tuple[Any, ...] = (),
 ) -> Any:
     """Declare one hyperparameter of a rule: the only place where its default, range and meaning are written.
 
     Args:
         default: A float, a tuple of floats, or a bool. A bool is a flag, and each of its values is a kernel variant.
+            With `choices`, one of these.
         interval: The allowed range of a number (of each one in a tuple), such as `"[0, inf)"`. A flag has none: its
             second argument is `doc`.
         doc: What it is, for `help()` and the documentation.
         switch: The number is also a flag: `if self.momentum:` in a rule asks whether it is on (not zero).
         kw_only: It can be given by keyword only.
         fixed: It cannot be given at all: the rule is defined by this value.
+        common: Every rule has it; param groups show it where it was given.
+        choices: All values that it may have, such as `(None, "strong_wolfe")`: a flag of more than two.
     """
     if isinstance(default, bool) and interval:
         interval, doc = "", doc or interval
-    metadata = {"interval": Interval(interval) if interval else None, "doc": doc, "switch": switch}
+    metadata = {
+        "interval": Interval(interval) if interval else None,
+        "doc": doc,
+        "switch": switch,
+        "common": common,
+        "choices": choices,
+    }
     return dataclasses.field(default=default, init=not fixed, kw_only=kw_only, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """One state array of a rule, shaped like the parameter and zero at first.
+    """One state array of a rule, shaped like the parameter.
 
     Args:
         name: Its key in state dicts.
         when: The flag or switch that it depends on; None if it is always there.
+        initial: What its elements are at first, when the parameter's first step begins: a number, or the name of a
+            hyperparameter.
     """
 
     name: str
     when: str | None = None
+    initial: float | str = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +113,19 @@ class Rule:
     state: ClassVar[tuple[str | State, ...]] = ()
     scalar_state: ClassVar[Mapping[str, float]] = {}
     step_key: ClassVar[str | None] = "step"
+
+    # What every rule has: how the gradient is prepared before `update` has it.
+    loss_scale: float = hyperparameter(
+        1.0, "(0, inf)", "the loss was multiplied by it: gradients are divided by it", kw_only=True, common=True
+    )
+    clip_value: float = hyperparameter(
+        0.0,
+        "[0, inf)",
+        "gradients are cut to what is not larger; 0: not cut",
+        switch=True,
+        kw_only=True,
+        common=True,
+    )
 
     def scalars(self, step: Any, a: Any) -> Values:
         """Numbers of this step, in float64, for `update`. Each rule has its own: without it, nothing can be traced.
@@ -125,6 +158,46 @@ class Rule:
 
     # What the rest of the library asks of a rule.
 
+    def constants(self, step: Any, a: Any, grad_scale: Any) -> Values:
+        """`scalars`, and what `unscaled` and `prepared` need.
+
+        Args:
+            grad_scale: What the gradients are divided by, for this step alone.
+        """
+        values = self.scalars(step, a)
+        if isinstance(values, Values):
+            values.grad_scale = grad_scale * self.loss_scale
+            if self.clip_value:
+                values.clip_value = self.clip_value
+        return values
+
+    def unscaled(self, g: Any, c: Any) -> Any:
+        """The gradient without loss scales."""
+        return np.where(c.grad_scale != 1, g / c.grad_scale, g)
+
+    def prepared(self, g: Any, c: Any) -> Any:
+        """The unscaled gradient as `update` has it. NaN stays NaN."""
+        if self.clip_value:
+            g = np.where(g > c.clip_value, c.clip_value, np.where(g < -c.clip_value, -c.clip_value, g))
+        return g
+
+    def initial(self, state: State) -> float:
+        """What a state's elements are at first."""
+        return float(getattr(self, state.initial)) if isinstance(state.initial, str) else state.initial
+
+    @classmethod
+    def common_defaults(cls) -> dict[str, Any]:
+        """The options that every rule has, which param groups may leave out, with their defaults."""
+        return {name: field.default for name, field in cls.options().items() if field.metadata["common"]}
+
+    def shown(self) -> dict[str, Any]:
+        """The options by name, without the common ones that are at their default."""
+        return {
+            name: getattr(self, name)
+            for name, field in self.options().items()
+            if not field.metadata["common"] or getattr(self, name) != field.default
+        }
+
     @classmethod
     def options(cls) -> dict[str, dataclasses.Field[Any]]:
         """All hyperparameters and flags by name, in the order of the signature."""
@@ -146,15 +219,17 @@ class Rule:
         return self.step_key is not None or bool(self.kept_states) or bool(self.scalar_state)
 
     @property
-    def flags(self) -> tuple[tuple[str, bool], ...]:
+    def flags(self) -> tuple[tuple[str, Any], ...]:
         """The flags, and whether each switch is on: what tells one kernel variant from another."""
-        return tuple((name, bool(getattr(self, name))) for name in self.switches())
+        chosen = {name for name, field in self.options().items() if field.metadata["choices"]}
+        values = ((name, getattr(self, name)) for name in self.switches())
+        return tuple((name, value if name in chosen else bool(value)) for name, value in values)
 
     @classmethod
     def switches(cls) -> tuple[str, ...]:
         """Names of the flags, and of the numbers that are switches too."""
         options = cls.options().items()
-        return tuple(name for name, field in options if isinstance(field.default, bool) or field.metadata["switch"])
+        return tuple(name for name, field in options if is_flag(field) or field.metadata["switch"])
 
     @classmethod
     def number_names(cls) -> tuple[str, ...]:
@@ -163,17 +238,15 @@ class Rule:
 
     def numbers(self) -> list[float]:
         """The values that go with `number_names`."""
-        return [value for _, value in _numbers({name: getattr(self, name) for name in self.options()})]
+        return [value for _, value in _numbers(type(self), lambda name: getattr(self, name))]
 
     def with_numbers(self: Self, values: Iterable[Any]) -> Self:
         """This rule with other things for its numbers, in the order of `number_names`: a tracer's symbols, say."""
         copy, new = object.__new__(type(self)), iter(values)
-        for name in self.options():
+        for name, field in self.options().items():
             value = getattr(self, name)
-            if isinstance(value, tuple):
-                value = tuple(next(new) for _ in value)
-            elif not isinstance(value, bool):
-                value = next(new)
+            if not is_flag(field):
+                value = tuple(next(new) for _ in value) if isinstance(value, tuple) else next(new)
             copy.__dict__[name] = value
         return copy
 
@@ -207,27 +280,38 @@ def check_declaration(rule: Any) -> None:
         raise TypeError(f"rule {rule.__name__}: state must be a tuple of names, as ({rule.state!r},).")
 
 
+def is_flag(field: dataclasses.Field[Any]) -> bool:
+    """Whether an option is no number: True or False, or one of some choices."""
+    return isinstance(field.default, bool) or bool(field.metadata["choices"])
+
+
 @functools.cache
 def _options(cls: Any) -> dict[str, dataclasses.Field[Any]]:
-    return {field.name: field for field in dataclasses.fields(cls)}
+    fields = sorted(dataclasses.fields(cls), key=lambda field: bool(field.metadata.get("common")))  # own ones first
+    return {field.name: field for field in fields}
 
 
 @functools.cache
 def _number_names(cls: Any) -> tuple[str, ...]:
-    return tuple(name for name, _ in _numbers({name: field.default for name, field in cls.options().items()}))
+    return tuple(name for name, _ in _numbers(cls, lambda name: cls.options()[name].default))
 
 
-def _numbers(options: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in options.items():
-        if isinstance(value, tuple):
+def _numbers(cls: type[Rule], value_of: Callable[[str], Any]) -> Iterator[tuple[str, float]]:
+    for name, field in cls.options().items():
+        value = value_of(name)
+        if isinstance(field.default, tuple):
             yield from ((f"{name}[{i}]", x) for i, x in enumerate(value))
-        elif not isinstance(value, bool):
+        elif not is_flag(field):
             yield name, value
 
 
 def _checked(rule: str, field: dataclasses.Field[Any], value: Any) -> Any:
     """The value as bool, float or tuple of floats, or an error that names it."""
-    default = field.default
+    default, choices = field.default, field.metadata["choices"]
+    if choices:
+        if not any(value is choice or value == choice for choice in choices):
+            raise ValueError(f"{rule}: {field.name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+        return value
     if isinstance(default, bool):
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{rule}: {field.name} is a flag, True or False, got {value!r}.")

@@ -6,6 +6,7 @@ except ImportError as error:
     raise ImportError(f"fusedopt.torch needs PyTorch ({error}); pip install torch, or 'fusedopt[torch]'.") from None
 
 from fusedopt.torch.optimizer import Optimizer
-from fusedopt.torch.optimizers import SGD, Adam, AdamW
+from fusedopt.torch.optimizers import *  # noqa: F403  # one class for each rule of fusedopt.rules
+from fusedopt.torch.optimizers import RULES
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
+__all__ = ["Optimizer", *RULES]

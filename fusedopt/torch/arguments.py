@@ -14,12 +14,18 @@ from fusedopt.rules.rule import Rule
 FLAGS = {"foreach": None, "capturable": False, "differentiable": False, "fused": None}
 
 
-def signature(rule: type[Rule], flags: Sequence[str]) -> inspect.Signature:
-    """As torch's class has it: `params`, the hyperparameters in the rule's order, the flags by name."""
-    own = inspect.signature(rule, eval_str=True).parameters.values()
-    last = [*((name, FLAGS[name]) for name in flags), ("write_back_gradients", True)]
-    by_keyword = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in last]
-    return inspect.Signature([inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD), *own, *by_keyword])
+def signature(rule: type[Rule]) -> inspect.Signature:
+    """`params`, hyperparameters and flags: as torch's class of that name has them, then what it has not, by name."""
+    own = dict(inspect.signature(rule, eval_str=True).parameters)
+    cls = getattr(torch.optim, rule.__name__, None) if rule.__module__.startswith("fusedopt.rules.") else None
+    theirs = dict(inspect.signature(cls).parameters) if cls is not None else {}
+    by_name = {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=FLAGS[name]) for name in FLAGS}
+    known = own | {name: flag for name, flag in by_name.items() if cls is None or name in theirs}
+    parameters = [known.pop(name).replace(kind=there.kind) for name, there in theirs.items() if name in known]
+    others = known.values() if cls is None else [p.replace(kind=p.KEYWORD_ONLY) for p in known.values()]
+    last = inspect.Parameter("write_back_gradients", inspect.Parameter.KEYWORD_ONLY, default=True)
+    ordered = sorted([*parameters, *others, last], key=lambda parameter: parameter.kind)
+    return inspect.Signature([inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD), *ordered])
 
 
 def docstring(rule: type[Rule], flags: Sequence[str]) -> str:
@@ -39,13 +45,13 @@ def docstring(rule: type[Rule], flags: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def by_name(title: str, rule: type[Rule], args: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Positional arguments by the hyperparameters' names.
+def by_name(title: str, known: inspect.Signature, args: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Positional arguments behind `params` by their names.
 
     Raises:
         TypeError: There are too many, or one is among the options too.
     """
-    names = [name for name, field in rule.options().items() if field.init and not field.kw_only]
+    names = [name for name, p in known.parameters.items() if p.kind == p.POSITIONAL_OR_KEYWORD and name != "params"]
     if len(args) > len(names):
         raise TypeError(f"{title} takes params and at most {len(names)} positional options, got {len(args)}.")
     given = dict(zip(names, args))

@@ -146,10 +146,11 @@ class Candidate:
             counter = self._new_counter(entry)
             entry.update(counter.views)  # before the arrays, as torch has it
         dtype = next((local(state).dtype for state in self.states if state is not None), self.local.dtype)
+        initial = {state.name: rule.initial(state) for state in rule.all_states()}
         for i, name in enumerate(rule.kept_states):
             if self.states[i] is None:
-                entry[name] = self.states[i] = torch.zeros_like(
-                    self.parameter, dtype=dtype, memory_format=torch.preserve_format
+                entry[name] = self.states[i] = torch.full_like(
+                    self.parameter, initial[name], dtype=dtype, memory_format=torch.preserve_format
                 )
         if rule.step_key is None and rule.kept_states:
             counter.ages = weakref.ref(entry[rule.kept_states[0]])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fusedopt.groups import changed_rule
-from fusedopt.rules.rule import Rule
+from fusedopt.rules.rule import Rule, is_flag
 from fusedopt.torch import places
 from fusedopt.torch.tensors import number_of
 
@@ -80,7 +80,8 @@ def read(group: Mapping[str, Any], before: ReadGroup, number: int) -> ReadGroup:
 def _read(group: Mapping[str, Any], before: ReadGroup) -> ReadGroup:
     options = type(before.rule).options()
     try:
-        values = tuple(map(_frozen, map(group.__getitem__, options)))
+        said = {**type(before.rule).common_defaults(), **group}
+        values = tuple(map(_frozen, map(said.__getitem__, options)))
     except KeyError as error:
         raise KeyError(f"a param group of {type(before.rule).__name__} lacks {error}; give it a value.") from None
     if _has_no_tensor(values):
@@ -98,7 +99,7 @@ def _read(group: Mapping[str, Any], before: ReadGroup) -> ReadGroup:
             sources.update({column + i: item for i, item in enumerate(items)})
         else:
             numbers[name] = _plain(before.rule, name, value)
-        column += 0 if isinstance(field.default, bool) else len(items)
+        column += 0 if is_flag(field) else len(items)
     addresses = {place: (source.data_ptr(), source.dtype) for place, source in sources.items()}
     same = all(before.sources[i] is sources[i] for i in sources) if before.addresses == addresses else False
     if same and before.values is None and before.numbers == numbers:

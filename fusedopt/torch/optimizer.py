@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -69,23 +70,21 @@ class Optimizer(torch.optim.Optimizer):
     _reads: tuple[ReadGroup, ...] = ()
     _captured: tuple[Any, ...] = ()
 
-    def __init_subclass__(
-        cls, *, rule: type[Rule] | None = None, flags: tuple[str, ...] = tuple(FLAGS), **keywords: Any
-    ) -> None:
+    def __init_subclass__(cls, *, rule: type[Rule] | None = None, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         if rule is None:
             return
         check_declaration(rule)
-        cls.rule, cls._flags = rule, flags
-        cls.__signature__ = signature(rule, flags)  # type: ignore[attr-defined]  # read by help() and inspect
+        cls.rule, cls.__signature__ = rule, signature(rule)  # type: ignore[attr-defined]  # read by help() and inspect
+        cls._flags = tuple(name for name in FLAGS if name in cls.__signature__.parameters)  # type: ignore[attr-defined]
         if cls.__doc__ is None:
-            cls.__doc__ = docstring(rule, flags)
+            cls.__doc__ = docstring(rule, cls._flags)
 
     def __init__(self, params: Any, *args: Any, write_back_gradients: bool = True, **options: Any) -> None:
         if not hasattr(type(self), "rule"):
             raise TypeError("Optimizer has no rule of its own; subclass it: class Mine(Optimizer, rule=MyRule).")
+        options |= by_name(type(self).__name__, inspect.signature(type(self)), args, options)
         flags = {name: options.pop(name, FLAGS[name]) for name in self._flags}
-        options |= by_name(type(self).__name__, self.rule, args, options)
         known = self.rule.options()
         for name in options:
             if name not in known:
@@ -95,7 +94,8 @@ class Optimizer(torch.optim.Optimizer):
         check_flags(flags, options)
         checked_rule(self.rule(), options)
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-        defaults = {name: options.get(name, field.default) for name, field in known.items()}
+        shown = {name: field for name, field in known.items() if name in options or not field.metadata["common"]}
+        defaults = {name: options.get(name, field.default) for name, field in shown.items()}
         self.write_back_gradients = write_back_gradients
         super().__init__(params, defaults | flags)
 

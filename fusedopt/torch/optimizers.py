@@ -1,15 +1,8 @@
-"""torch.optim's optimizers by their own names: change the import, and a step is one launch."""
+"""torch.optim's optimizers by their own names, and all others of this library: a step is one launch."""
 
-from __future__ import annotations
-
-from fusedopt import rules
+from fusedopt.optimizers import RULES, classes
 from fusedopt.torch.optimizer import Optimizer
 
+globals().update(classes(Optimizer, __name__))
 
-class SGD(Optimizer, rule=rules.SGD, flags=("foreach", "differentiable", "fused")): ...
-
-
-class Adam(Optimizer, rule=rules.Adam): ...
-
-
-class AdamW(Optimizer, rule=rules.AdamW): ...
+__all__ = list(RULES)

@@ -3,24 +3,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fusedopt.rules import Rule
 from fusedopt.torch.optimizer import Optimizer
 
-class SGD(Optimizer):
-    def __init__(
-        self,
-        params: Any,
-        lr: float | Tensor = 0.001,
-        momentum: float | Tensor = 0.0,
-        dampening: float | Tensor = 0.0,
-        weight_decay: float | Tensor = 0.0,
-        nesterov: bool = False,
-        *,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        write_back_gradients: bool = True,
-    ) -> None: ...
+RULES: dict[str, type[Rule]]
 
 class Adam(Optimizer):
     def __init__(
@@ -32,12 +18,14 @@ class Adam(Optimizer):
         weight_decay: float | Tensor = 0.0,
         amsgrad: bool = False,
         *,
-        maximize: bool = False,
-        decoupled_weight_decay: bool = False,
         foreach: bool | None = None,
+        maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
         write_back_gradients: bool = True,
     ) -> None: ...
 
@@ -56,5 +44,26 @@ class AdamW(Optimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class SGD(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.001,
+        momentum: float | Tensor = 0.0,
+        dampening: float | Tensor = 0.0,
+        weight_decay: float | Tensor = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
         write_back_gradients: bool = True,
     ) -> None: ...

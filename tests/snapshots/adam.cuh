@@ -1,5 +1,5 @@
 // Written by fusedopt from the rules' own Python; see fusedopt/rules.
-constexpr int HYPERPARAMETERS = 5;  // lr, betas[0], betas[1], eps, weight_decay
+constexpr int HYPERPARAMETERS = 7;  // lr, betas[0], betas[1], eps, weight_decay, loss_scale, clip_value
 constexpr int SCALARS = 0;
 constexpr int STATES = 3;
 constexpr int CONSTANTS = 8;
@@ -12,24 +12,27 @@ struct Variant0 {
   typedef float State;
   static constexpr int states = 2;  // exp_avg, exp_avg_sq
   struct Constants { real beta1, rest1, beta2, rest2, step_size, eps, decay, grad_scale; };
-  static __device__ void scalars(const double* h, double step, const double* a, Constants& c, double* next) {
-    const double t6 = power(h[2], step);
-    const double t8 = double(1.0) - t6;
-    const double t9 = square_root(t8);
-    const double t10 = double(1.0) - h[1];
-    const double t11 = double(1.0) - h[2];
-    const double t12 = h[0] * t9;
-    const double t13 = power(h[1], step);
-    const double t14 = double(1.0) - t13;
-    const double t15 = t12 / t14;
-    const double t16 = h[3] * t9;
+  static __device__ void scalars(const double* h, double step, double grad_scale, const double* a,
+                                 Constants& c, double* next) {
+    const double t9 = power(h[2], step);
+    const double t11 = double(1.0) - t9;
+    const double t12 = square_root(t11);
+    const double t13 = double(1.0) - h[1];
+    const double t14 = double(1.0) - h[2];
+    const double t15 = h[0] * t12;
+    const double t16 = power(h[1], step);
+    const double t17 = double(1.0) - t16;
+    const double t18 = t15 / t17;
+    const double t19 = h[3] * t12;
+    const double t20 = grad_scale * h[5];
     const double new_beta1 = h[1];
-    const double new_rest1 = t10;
+    const double new_rest1 = t13;
     const double new_beta2 = h[2];
-    const double new_rest2 = t11;
-    const double new_step_size = t15;
-    const double new_eps = t16;
+    const double new_rest2 = t14;
+    const double new_step_size = t18;
+    const double new_eps = t19;
     const double new_decay = h[4];
+    const double new_grad_scale = t20;
     c.beta1 = real(new_beta1);
     c.rest1 = real(new_rest1);
     c.beta2 = real(new_beta2);
@@ -37,15 +40,16 @@ struct Variant0 {
     c.step_size = real(new_step_size);
     c.eps = real(new_eps);
     c.decay = real(new_decay);
+    c.grad_scale = real(new_grad_scale);
   }
   static __device__ void update(const Constants& c, real& p, real& g, real* s) {
-    const bool t4 = c.grad_scale != real(1.0);
-    const real t5 = g / c.grad_scale;
-    const real t6 = t4 ? t5 : g;
+    const bool t13 = c.grad_scale != real(1.0);
+    const real t14 = g / c.grad_scale;
+    const real t15 = t13 ? t14 : g;
     const bool t17 = c.decay != real(0.0);
     const real t18 = c.decay * p;
-    const real t19 = t6 + t18;
-    const real t20 = t17 ? t19 : t6;
+    const real t19 = t15 + t18;
+    const real t20 = t17 ? t19 : t15;
     const real t21 = c.beta1 * s[0];
     const real t22 = c.rest1 * t20;
     const real t23 = t21 + t22;
@@ -59,7 +63,7 @@ struct Variant0 {
     const real t31 = c.step_size * t30;
     const real t32 = p - t31;
     const real new_p = t32;
-    const real new_g = t6;
+    const real new_g = t15;
     const real new_exp_avg = t23;
     const real new_exp_avg_sq = t27;
     p = new_p;
@@ -77,24 +81,27 @@ struct Variant1 {
   typedef double State;
   static constexpr int states = 2;  // exp_avg, exp_avg_sq
   struct Constants { real beta1, rest1, beta2, rest2, step_size, eps, decay, grad_scale; };
-  static __device__ void scalars(const double* h, double step, const double* a, Constants& c, double* next) {
-    const double t6 = power(h[2], step);
-    const double t8 = double(1.0) - t6;
-    const double t9 = square_root(t8);
-    const double t10 = double(1.0) - h[1];
-    const double t11 = double(1.0) - h[2];
-    const double t12 = h[0] * t9;
-    const double t13 = power(h[1], step);
-    const double t14 = double(1.0) - t13;
-    const double t15 = t12 / t14;
-    const double t16 = h[3] * t9;
+  static __device__ void scalars(const double* h, double step, double grad_scale, const double* a,
+                                 Constants& c, double* next) {
+    const double t9 = power(h[2], step);
+    const double t11 = double(1.0) - t9;
+    const double t12 = square_root(t11);
+    const double t13 = double(1.0) - h[1];
+    const double t14 = double(1.0) - h[2];
+    const double t15 = h[0] * t12;
+    const double t16 = power(h[1], step);
+    const double t17 = double(1.0) - t16;
+    const double t18 = t15 / t17;
+    const double t19 = h[3] * t12;
+    const double t20 = grad_scale * h[5];
     const double new_beta1 = h[1];
-    const double new_rest1 = t10;
+    const double new_rest1 = t13;
     const double new_beta2 = h[2];
-    const double new_rest2 = t11;
-    const double new_step_size = t15;
-    const double new_eps = t16;
+    const double new_rest2 = t14;
+    const double new_step_size = t18;
+    const double new_eps = t19;
     const double new_decay = h[4];
+    const double new_grad_scale = t20;
     c.beta1 = real(new_beta1);
     c.rest1 = real(new_rest1);
     c.beta2 = real(new_beta2);
@@ -102,15 +109,16 @@ struct Variant1 {
     c.step_size = real(new_step_size);
     c.eps = real(new_eps);
     c.decay = real(new_decay);
+    c.grad_scale = real(new_grad_scale);
   }
   static __device__ void update(const Constants& c, real& p, real& g, real* s) {
-    const bool t4 = c.grad_scale != real(1.0);
-    const real t5 = g / c.grad_scale;
-    const real t6 = t4 ? t5 : g;
+    const bool t13 = c.grad_scale != real(1.0);
+    const real t14 = g / c.grad_scale;
+    const real t15 = t13 ? t14 : g;
     const bool t17 = c.decay != real(0.0);
     const real t18 = c.decay * p;
-    const real t19 = t6 + t18;
-    const real t20 = t17 ? t19 : t6;
+    const real t19 = t15 + t18;
+    const real t20 = t17 ? t19 : t15;
     const real t21 = c.beta1 * s[0];
     const real t22 = c.rest1 * t20;
     const real t23 = t21 + t22;
@@ -124,7 +132,7 @@ struct Variant1 {
     const real t31 = c.step_size * t30;
     const real t32 = p - t31;
     const real new_p = t32;
-    const real new_g = t6;
+    const real new_g = t15;
     const real new_exp_avg = t23;
     const real new_exp_avg_sq = t27;
     p = new_p;
@@ -142,24 +150,27 @@ struct Variant2 {
   typedef BFloat16 State;
   static constexpr int states = 2;  // exp_avg, exp_avg_sq
   struct Constants { real beta1, rest1, beta2, rest2, step_size, eps, decay, grad_scale; };
-  static __device__ void scalars(const double* h, double step, const double* a, Constants& c, double* next) {
-    const double t6 = power(h[2], step);
-    const double t8 = double(1.0) - t6;
-    const double t9 = square_root(t8);
-    const double t10 = double(1.0) - h[1];
-    const double t11 = double(1.0) - h[2];
-    const double t12 = h[0] * t9;
-    const double t13 = power(h[1], step);
-    const double t14 = double(1.0) - t13;
-    const double t15 = t12 / t14;
-    const double t16 = h[3] * t9;
+  static __device__ void scalars(const double* h, double step, double grad_scale, const double* a,
+                                 Constants& c, double* next) {
+    const double t9 = power(h[2], step);
+    const double t11 = double(1.0) - t9;
+    const double t12 = square_root(t11);
+    const double t13 = double(1.0) - h[1];
+    const double t14 = double(1.0) - h[2];
+    const double t15 = h[0] * t12;
+    const double t16 = power(h[1], step);
+    const double t17 = double(1.0) - t16;
+    const double t18 = t15 / t17;
+    const double t19 = h[3] * t12;
+    const double t20 = grad_scale * h[5];
     const double new_beta1 = h[1];
-    const double new_rest1 = t10;
+    const double new_rest1 = t13;
     const double new_beta2 = h[2];
-    const double new_rest2 = t11;
-    const double new_step_size = t15;
-    const double new_eps = t16;
+    const double new_rest2 = t14;
+    const double new_step_size = t18;
+    const double new_eps = t19;
     const double new_decay = h[4];
+    const double new_grad_scale = t20;
     c.beta1 = real(new_beta1);
     c.rest1 = real(new_rest1);
     c.beta2 = real(new_beta2);
@@ -167,15 +178,16 @@ struct Variant2 {
     c.step_size = real(new_step_size);
     c.eps = real(new_eps);
     c.decay = real(new_decay);
+    c.grad_scale = real(new_grad_scale);
   }
   static __device__ void update(const Constants& c, real& p, real& g, real* s) {
-    const bool t4 = c.grad_scale != real(1.0);
-    const real t5 = g / c.grad_scale;
-    const real t6 = t4 ? t5 : g;
+    const bool t13 = c.grad_scale != real(1.0);
+    const real t14 = g / c.grad_scale;
+    const real t15 = t13 ? t14 : g;
     const bool t17 = c.decay != real(0.0);
     const real t18 = c.decay * p;
-    const real t19 = t6 + t18;
-    const real t20 = t17 ? t19 : t6;
+    const real t19 = t15 + t18;
+    const real t20 = t17 ? t19 : t15;
     const real t21 = c.beta1 * s[0];
     const real t22 = c.rest1 * t20;
     const real t23 = t21 + t22;
@@ -189,7 +201,7 @@ struct Variant2 {
     const real t31 = c.step_size * t30;
     const real t32 = p - t31;
     const real new_p = t32;
-    const real new_g = t6;
+    const real new_g = t15;
     const real new_exp_avg = t23;
     const real new_exp_avg_sq = t27;
     p = new_p;
