@@ -37,6 +37,19 @@ class AdamW(Optimizer):
         maximize: bool = False,
     ) -> None: ...
 
+class Lion(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.0001,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+    ) -> None: ...
+
 class SGD(Optimizer):
     def __init__(
         self,

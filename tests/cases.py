@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fusedopt
+import references
 from fusedopt.backends.device import CHUNK
 from fusedopt.rules import Rule, Values
 
@@ -166,6 +167,15 @@ CASES = (
         golden=(
             Golden({"lr": 0.01, "weight_decay": 0.1}, (0.977781167803, -1.99051335338, 0.479287983455, 0.242862613867)),
         ),
+    ),
+    Case(
+        fusedopt.Lion,
+        references.Lion,
+        main={"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.1},
+        choices={"weight_decay": (0.1, 0.0), "maximize": (False, True)},
+        first_move=lambda g, options: -options["lr"] * np.sign(g),
+        coasts=lambda options: True,
+        golden=(Golden({"lr": 0.01, "weight_decay": 0.1}, (0.987012989, -2.004015988, 0.4885314895, 0.23925074975)),),
     ),
 )
 

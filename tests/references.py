@@ -33,3 +33,14 @@ def written_out(
 
     WrittenOut.__name__ = name
     return WrittenOut
+
+
+def _lion(p: Any, g: Any, state: dict[str, Any], step: float, options: dict[str, Any]) -> torch.Tensor:
+    (beta1, beta2), m = options["betas"], state.setdefault("exp_avg", torch.zeros_like(p))
+    p = p * (1 - options["lr"] * options["weight_decay"])
+    p = p - options["lr"] * torch.sign(beta1 * m + (1 - beta1) * g)
+    state["exp_avg"] = beta2 * m + (1 - beta2) * g
+    return p
+
+
+Lion = written_out("Lion", {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0, "maximize": False}, _lion)

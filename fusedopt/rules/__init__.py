@@ -9,6 +9,7 @@ from fusedopt.rules.arithmetic import power as power
 from fusedopt.rules.arithmetic import real_power as real_power
 from fusedopt.rules.arithmetic import sign as sign
 from fusedopt.rules.arithmetic import smaller as smaller
+from fusedopt.rules.lion import Lion as Lion
 from fusedopt.rules.rule import Rule as Rule
 from fusedopt.rules.rule import State as State
 from fusedopt.rules.rule import Values as Values

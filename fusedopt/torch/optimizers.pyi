@@ -49,6 +49,24 @@ class AdamW(Optimizer):
         write_back_gradients: bool = True,
     ) -> None: ...
 
+class Lion(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.0001,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.99),
+        weight_decay: float | Tensor = 0.0,
+        *,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
 class SGD(Optimizer):
     def __init__(
         self,
