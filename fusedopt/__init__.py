@@ -6,6 +6,7 @@ from fusedopt.optimizer import Optimizer
 from fusedopt.optimizers import *  # noqa: F403  # one class for each rule of fusedopt.rules
 from fusedopt.optimizers import RULES
 from fusedopt.parameter import Parameter
+from fusedopt.sparse_gradient import SparseGradient
 from fusedopt.version import __version__
 
-__all__ = ["Optimizer", "Parameter", "__version__", "array_module", "load", "save", *RULES]
+__all__ = ["Optimizer", "Parameter", "SparseGradient", "__version__", "array_module", "load", "save", *RULES]

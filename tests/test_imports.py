@@ -16,9 +16,9 @@ PACKAGE = Path(fusedopt.__file__).parent
 # From the bottom up: a module imports from its own layer and from those below it.
 LAYERS = (
     ("version", "rules", "schedules"),
-    ("tracing", "layout", "parameter"),
+    ("tracing", "layout", "parameter", "sparse_gradient"),
     ("cuda_text", "compiler", "backends"),
-    ("groups", "state_dict", "optimizer", "checkpoint", "functional", "clipping"),
+    ("groups", "state_dict", "optimizer", "checkpoint", "functional", "clipping", "procedures"),
     ("optimizers", "__init__"),
     ("torch", "mindspore", "megengine", "testing", "stubs", "cli", "__main__"),
 )

@@ -9,9 +9,13 @@ from fusedopt.rules.arithmetic import power as power
 from fusedopt.rules.arithmetic import real_power as real_power
 from fusedopt.rules.arithmetic import sign as sign
 from fusedopt.rules.arithmetic import smaller as smaller
+from fusedopt.rules.lbfgs import LBFGS as LBFGS
 from fusedopt.rules.lion import Lion as Lion
+from fusedopt.rules.muon import Muon as Muon
 from fusedopt.rules.rule import Rule as Rule
 from fusedopt.rules.rule import State as State
 from fusedopt.rules.rule import Values as Values
 from fusedopt.rules.rule import hyperparameter as hyperparameter
 from fusedopt.rules.sgd import SGD as SGD
+from fusedopt.rules.sparse_adam import LazyAdam as LazyAdam
+from fusedopt.rules.sparse_adam import SparseAdam as SparseAdam

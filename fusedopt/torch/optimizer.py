@@ -14,7 +14,7 @@ import torch
 from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.torch import places
 from fusedopt.torch import state_dict as _state_dict
-from fusedopt.torch.arguments import FLAGS, by_name, check_flags, check_params, docstring, signature
+from fusedopt.torch.arguments import FLAGS, by_name, check_flags, check_params, docstring, named_tensors, signature
 from fusedopt.torch.binding import GRADIENT, Binding, Selection
 from fusedopt.torch.candidate import Candidate
 from fusedopt.torch.groups import ReadGroup, checked_rule, read
@@ -92,10 +92,11 @@ class Optimizer(torch.optim.Optimizer):
             if not known[name].init:
                 raise TypeError(f"{type(self).__name__}: {name} is {known[name].default} by definition; leave it out.")
         check_flags(flags, options)
-        checked_rule(self.rule(), options)
+        rule = checked_rule(self.rule(), options)
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
         shown = {name: field for name, field in known.items() if name in options or not field.metadata["common"]}
-        defaults = {name: options.get(name, field.default) for name, field in shown.items()}
+        given = {name: value for name, value in options.items() if value is not None}
+        defaults = {name: given.get(name, getattr(rule, name)) for name in shown}
         self.write_back_gradients = write_back_gradients
         super().__init__(params, defaults | flags)
 
@@ -116,10 +117,16 @@ class Optimizer(torch.optim.Optimizer):
                 param_group["params"] = [params] if isinstance(params, torch.Tensor) else list(params)
                 check_params(param_group["params"], number, {id(p) for g in self.param_groups for p in g["params"]})
             try:
-                checked_rule(self.rule(), {**self.defaults, **param_group})
+                rule = checked_rule(self.rule(), {**self.defaults, **param_group})
             except (TypeError, ValueError) as error:
                 raise type(error)(f"param group {number}: {error}") from None
+            for name, p in named_tensors(param_group.get("params")):
+                self._check_parameter(rule, f"parameter {name} of group {number}", p)
         super().add_param_group(param_group)
+
+    def _check_parameter(self, rule: Rule, what: str, p: torch.Tensor) -> None:
+        """Raise ValueError for one that cannot be trained."""
+        rule.check_shape(what, tuple(p.shape))
 
     def _read_groups(self) -> None:
         """Read every param group, and forget the plans where they do not go with its flags any more."""
@@ -173,7 +180,7 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _update(self) -> None:
         params = [p for group in self.param_groups for p in group["params"]]
-        gradients = list(map(GRADIENT, params))
+        gradients = self._gradients(params)
         present = [gradient for gradient in gradients if gradient is not None]
         if not present:
             return
@@ -221,6 +228,10 @@ class Optimizer(torch.optim.Optimizer):
         for copy in selection.copies:
             if write_back or not copy.gradient:
                 copy.original.copy_(copy.copy)
+
+    def _gradients(self, params: list[Any]) -> list[Any]:
+        """The gradients that the launch is for; None for a parameter that it leaves alone."""
+        return list(map(GRADIENT, params))
 
     def _select(self, params: list[Any], gradients: list[Any], absent: list[int]) -> Selection:
         """The plans for the parameters that have gradients; those that are not bound as they are, are bound first."""
@@ -305,9 +316,12 @@ class Optimizer(torch.optim.Optimizer):
         state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
-        _state_dict.load(state_dict, self.param_groups, self.rule(), self.state, self._counters)
+        self._load(state_dict)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
+        _state_dict.load(state_dict, self.param_groups, self.rule(), self.state, self._counters)
 
     def __getstate__(self) -> dict[str, Any]:
         written = _state_dict.written(self.state, self.param_groups, self._counters)

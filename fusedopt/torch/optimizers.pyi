@@ -49,6 +49,19 @@ class AdamW(Optimizer):
         write_back_gradients: bool = True,
     ) -> None: ...
 
+class LBFGS(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1.0,
+        max_iter: int = 20,
+        max_eval: int | None = None,
+        tolerance_grad: float | Tensor = 1e-07,
+        tolerance_change: float | Tensor = 1e-09,
+        history_size: int = 100,
+        line_search_fn: str | None = None,
+    ) -> None: ...
+
 class Lion(Optimizer):
     def __init__(
         self,
@@ -65,6 +78,22 @@ class Lion(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         write_back_gradients: bool = True,
+    ) -> None: ...
+
+class Muon(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.001,
+        weight_decay: float | Tensor = 0.1,
+        momentum: float | Tensor = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float | Tensor, float | Tensor, float | Tensor] = (3.4445, -4.775, 2.0315),
+        eps: float | Tensor = 1e-07,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
+        *,
+        ns_dtype: str | None = None,
     ) -> None: ...
 
 class SGD(Optimizer):
@@ -84,4 +113,37 @@ class SGD(Optimizer):
         loss_scale: float | Tensor = 1.0,
         clip_value: float | Tensor = 0.0,
         write_back_gradients: bool = True,
+    ) -> None: ...
+
+class LazyAdam(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.001,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float | Tensor = 1e-08,
+        maximize: bool = False,
+        *,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        weight_decay: float | Tensor = 0.0,
+        nesterov: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class SparseAdam(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.001,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float | Tensor = 1e-08,
+        maximize: bool = False,
+        *,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
     ) -> None: ...
