@@ -200,7 +200,9 @@ def history_of(entry: Mapping[str, Any], what: str, vector: Callable[[str, Any],
     for name in _COUNTS if set(entry) <= {*_COUNTS} else (name for name in known if name != "al"):
         if name not in entry:
             raise KeyError(f"{what} lacks {name!r}; it has {', '.join(map(repr, entry))}.")
-    history = History(*(_count(f"{what}: {name}", entry[name]) for name in _COUNTS))
+    history = History()
+    for name in _COUNTS:
+        setattr(history, name, _count(f"{what}: {name}", entry[name]))
     if "d" not in entry:
         return history
     for name in _VECTORS:

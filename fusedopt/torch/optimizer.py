@@ -94,9 +94,11 @@ class Optimizer(torch.optim.Optimizer):
         check_flags(flags, options)
         rule = checked_rule(self.rule(), options)
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-        shown = {name: field for name, field in known.items() if name in options or not field.metadata["common"]}
         given = {name: value for name, value in options.items() if value is not None}
-        defaults = {name: given.get(name, getattr(rule, name)) for name in shown}
+        defaults = {name: given.get(name, getattr(rule, name)) for name in known}
+        for name, default in self.rule.common_defaults().items():
+            if not isinstance(defaults[name], torch.Tensor) and defaults[name] == default:
+                del defaults[name]
         self.write_back_gradients = write_back_gradients
         super().__init__(params, defaults | flags)
 

@@ -56,7 +56,7 @@ class RowWise(Procedure):
     def _check(self, what: str, p: torch.Tensor, gradient: torch.Tensor, rule: Rule) -> None:
         if gradient.shape != p.shape or gradient.device != p.device:
             raise RuntimeError(
-                f"{what}: its gradient has shape {tuple(gradient.shape)} on {gradient.device}, and it is on {p.device}; they "
+                f"{what}, on {p.device}, has a gradient of shape {tuple(gradient.shape)} on {gradient.device}; they "
                 f"must be equal."
             )
         self._check_states(what, p, rule)
