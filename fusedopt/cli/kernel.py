@@ -30,7 +30,8 @@ OURS = {name.lower(): rule for name, rule in _rules_in(rules).items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("rule", metavar="RULE", help=f"{', '.join(OURS)}, module:Class or path/to/file.py:Class")
+    known = [name for name, rule in OURS.items() if not rule.procedure]
+    parser.add_argument("rule", metavar="RULE", help=f"{', '.join(known)}, module:Class or path/to/file.py:Class")
     parser.add_argument(
         "options", nargs=argparse.REMAINDER, metavar="...", help="flags of the rule; `kernel RULE --help` lists them"
     )
@@ -43,7 +44,13 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    rule = _rule(rule_named(arguments.rule), arguments)
+    cls = rule_named(arguments.rule)
+    if cls.procedure:
+        raise ValueError(
+            f"{cls.__name__} is a procedure: its step is a series of array operations, and no single kernel; those of "
+            f"the other rules can be shown, such as `kernel adam`."
+        )
+    rule = _rule(cls, arguments)
     text = kernel_text(rule, arguments.dtype, arguments.full)
     if sys.stdout.isatty():
         from rich.console import Console

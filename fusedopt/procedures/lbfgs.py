@@ -46,6 +46,7 @@ class FlatParameters:
         ]
         return float(value), self._xp.concatenate(parts or [self._xp.zeros(0, self._real)])
 
+    @np.errstate(all="ignore")
     def move(self, t: float, direction: Any) -> None:
         start = 0
         for p in self._parameters:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import numpy as np
+
 from fusedopt.procedures.line_search import Line, Point, strong_wolfe
 from fusedopt.rules.lbfgs import LBFGS
 
@@ -117,7 +119,7 @@ def minimize(objective: Objective, history: History, rule: LBFGS) -> None:
     for iteration in range(1, rule.max_iter + 1):
         d, slope, t = _next_direction(history, gradient, rule)
         history.prev_flat_grad, history.prev_loss, history.d, history.t = gradient, loss, d, t
-        if not slope <= -rule.tolerance_change:
+        if not (slope <= -rule.tolerance_change and t >= 0):
             return
         last = iteration == rule.max_iter
         if rule.line_search_fn is None:
@@ -141,8 +143,9 @@ def minimize(objective: Objective, history: History, rule: LBFGS) -> None:
             return
 
 
+@np.errstate(all="ignore")  # what overflows is looked at
 def _next_direction(history: History, gradient: Any, rule: LBFGS) -> tuple[Any, float, float]:
-    """Where to go from here, the slope there, and how far at first."""
+    """Where to go from here, the slope there, and how far at first: NaN where the gradient is not finite."""
     history.n_iter += 1
     first = history.n_iter == 1 or history.prev_flat_grad is None
     if first:
@@ -156,8 +159,10 @@ def _next_direction(history: History, gradient: Any, rule: LBFGS) -> tuple[Any, 
         history.forget()
         d = -gradient
         slope, first = float(gradient.dot(d)), True
-    t = min(1.0, 1.0 / float(abs(gradient).sum())) * rule.lr if first else rule.lr
-    return d, slope, t
+    if not first:
+        return d, slope, rule.lr
+    length = float(abs(gradient).sum())
+    return d, slope, min(1.0, 1.0 / length) * rule.lr if length < math.inf else math.nan
 
 
 def _search(objective: Objective, start: Point, d: Any, t: float, rule: LBFGS, most: int) -> tuple[Point, int]:
@@ -175,6 +180,7 @@ def _search(objective: Objective, start: Point, d: Any, t: float, rule: LBFGS, m
     return strong_wolfe(Line(start, at, _largest(d)), t, rule.tolerance_change, most)
 
 
+@np.errstate(all="ignore")
 def _largest(vector: Any) -> float:
     return float(abs(vector).max())
 

@@ -18,6 +18,7 @@ import numpy as np
 
 import fusedopt
 from fusedopt.backends import chosen_backend, cpu_backend
+from fusedopt.optimizers import RULES
 
 if TYPE_CHECKING:
     from fusedopt.cli.bench.machine import Machine
@@ -37,6 +38,16 @@ def count(text: str) -> int:
     return number
 
 
+def one_launch(name: str) -> str:
+    """The name of an optimizer, unless there is no launch to be timed."""
+    cls = {title.lower(): rule for title, rule in RULES.items() if rule.procedure}.get(name.lower())
+    if cls is not None:
+        raise argparse.ArgumentTypeError(
+            f"{cls.__name__} is a procedure: its step is a series of array operations, and no single kernel to be timed"
+        )
+    return name
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from fusedopt.cli.bench.models import MODELS
     from fusedopt.cli.bench.peers import OPTIMIZERS, WAYS
@@ -51,7 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sizes", "--size", nargs="+", type=count, metavar="N", help="float32 parameters in equal tensors (32M)"
     )
     parser.add_argument("--tensors", type=count, metavar="N", help=f"that they lie in ({TENSORS})")
-    parser.add_argument("--optimizer", nargs="+", choices=OPTIMIZERS, default=["adamw"], help="default: adamw")
+    parser.add_argument(
+        "--optimizer", nargs="+", type=one_launch, choices=OPTIMIZERS, default=["adamw"], help="default: adamw"
+    )
     parser.add_argument("--peers", nargs="+", metavar="TITLE", help=f"beginnings of: {titles}; default: all")
     parser.add_argument("--repeats", type=count, default="9", metavar="N", help="timings of each (%(default)s)")
     parser.add_argument("--warm", action="store_true", help="leave small tensors in the caches between two steps")
