@@ -49,7 +49,9 @@ def written_out(p, gradients, lr, momentum, nesterov, decay, adjust):
         for _ in range(5):
             values = COEFFICIENTS[0] * values + COEFFICIENTS[1] * values**3 + COEFFICIENTS[2] * values**5
         rows, columns = p.shape
-        ratio = 0.2 * math.sqrt(max(rows, columns)) if adjust == "match_rms_adamw" else math.sqrt(max(1, rows / columns))
+        ratio = (
+            0.2 * math.sqrt(max(rows, columns)) if adjust == "match_rms_adamw" else math.sqrt(max(1, rows / columns))
+        )
         p = p * (1 - lr * decay) - lr * ratio * (left * values) @ right
     return p
 

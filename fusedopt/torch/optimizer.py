@@ -92,7 +92,8 @@ class Optimizer(torch.optim.Optimizer):
             if not known[name].init:
                 raise TypeError(f"{type(self).__name__}: {name} is {known[name].default} by definition; leave it out.")
         check_flags(flags, options)
-        rule = checked_rule(self.rule(), options)
+        follow_others = {name: None for name, field in known.items() if field.default is None}
+        rule = checked_rule(self.rule(), follow_others | options)
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
         given = {name: value for name, value in options.items() if value is not None}
         defaults = {name: given.get(name, getattr(rule, name)) for name in known}
