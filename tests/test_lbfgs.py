@@ -6,8 +6,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch.optim.lbfgs import _strong_wolfe
 
 import fusedopt
+from fusedopt.procedures.line_search import Line, Point, strong_wolfe
 from fusedopt.rules import Rule, Values, hyperparameter
 
 A, B = np.array([[3.0, 1.0], [1.0, 2.0]]), np.array([1.0, -1.0])
@@ -30,7 +32,7 @@ def quadratic(parameter, a=A, b=B):
 def test_the_quadratic_is_where_it_is_known_to_be(search, device):
     x = fusedopt.Parameter(device.array(np.zeros(2)))
     optimizer = fusedopt.LBFGS([x], max_iter=4, line_search_fn=search)
-    assert optimizer.step(quadratic(x)) == 0  # the loss at first
+    assert optimizer.step(quadratic(x, device.array(A), device.array(B))) == 0  # the loss at first
     np.testing.assert_allclose(device.host(x.data), [0.600020548722, -0.80002179565], rtol=1e-11)
     assert optimizer.state[x]["func_evals"] == {None: 4, "strong_wolfe": 5}[search]
     assert optimizer.state[x]["n_iter"] == 4
@@ -103,6 +105,46 @@ def test_steps_are_torchs_to_1e_10(loss, history_size, search):
             assert len(state[name]) == len(their_state[name])
 
 
+def curve(kind, seed):
+    """t -> a function and its slope, falling at 0; some wiggle, some are steep."""
+    a, b, c, d = np.random.default_rng([kind, seed]).uniform(0.2, 3, 4)
+    functions = (
+        (lambda t: a * (t - b) ** 2 + c * np.sin(d * t), lambda t: 2 * a * (t - b) + c * d * np.cos(d * t)),
+        (lambda t: a * (t - b) ** 4 - c * t, lambda t: 4 * a * (t - b) ** 3 - c),
+        (lambda t: np.exp(a * t) - 9 * b * t, lambda t: a * np.exp(a * t) - 9 * b),
+        (lambda t: -t / (t * t + a) + 0.01 * b * t, lambda t: (t * t - a) / (t * t + a) ** 2 + 0.01 * b),
+    )
+    return functions[kind]
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_the_line_search_is_torchs(kind):
+    """To 1e-9: a search makes the same choices, and its cubics are solved in float64."""
+    compared = 0
+    for seed in range(150):
+        function, slope = curve(kind, seed)
+        first = float(10 ** np.random.default_rng(seed).uniform(-2, 1))
+        if not slope(0.0) < -1e-3:
+            continue
+
+        def at(t, function=function, slope=slope):
+            return Point(t, float(function(t)), np.array([slope(t)]), float(slope(t)))
+
+        def evaluate(x, t, d, function=function, slope=slope):
+            return float(function(float(t))), torch.tensor([slope(float(t))], dtype=torch.float64)
+
+        point, count = strong_wolfe(Line(at(0.0), at, 1.0), first, 1e-9, 25)
+        start = evaluate(None, 0.0, None)
+        loss, _, t, expected = _strong_wolfe(
+            evaluate, None, first, torch.ones(1, dtype=torch.float64), *start, start[1][0], max_ls=25
+        )
+        assert count == expected
+        assert point.t == pytest.approx(float(t), rel=1e-9)
+        assert point.loss == pytest.approx(float(loss), rel=1e-9)
+        compared += 1
+    assert compared > 20
+
+
 # --- history
 
 
@@ -157,15 +199,29 @@ def test_the_state_dict_is_a_copy():
 # --- gradients that are missing, tiny or not finite
 
 
-def test_a_parameter_without_gradient_counts_as_zeros_and_a_frozen_one_stays():
-    x, idle, frozen = (fusedopt.Parameter(np.full(2, value)) for value in (0.0, 3.0, 5.0))
-    optimizer = fusedopt.LBFGS([x, idle, frozen], max_iter=4)
-    frozen.requires_grad = False
-    frozen.grad = np.ones(2)
+def test_a_parameter_without_gradient_counts_as_zeros():
+    x, idle = fusedopt.Parameter(np.zeros(2)), fusedopt.Parameter(np.full(2, 3.0))
+    optimizer = fusedopt.LBFGS([x, idle], max_iter=4)
     optimizer.step(quadratic(x))
     np.testing.assert_allclose(x.data, [0.600020548722, -0.80002179565], rtol=1e-11)
     assert (idle.data == 3).all()
-    assert (frozen.data == 5).all()
+
+
+def test_a_frozen_parameter_stays_whatever_the_history_says():
+    one, two = fusedopt.Parameter(np.zeros(1)), fusedopt.Parameter(np.zeros(1))
+    optimizer = fusedopt.LBFGS([one, two], max_iter=3)
+
+    def closure():
+        x = np.concatenate([one.data, two.data])
+        one.grad, two.grad = (A @ x - B)[:1], (A @ x - B)[1:]
+        return 0.5 * x @ A @ x - B @ x
+
+    optimizer.step(closure)
+    two.requires_grad = False
+    before = one.data.copy(), two.data.copy()
+    optimizer.step(closure)
+    assert np.array_equal(two.data, before[1])
+    assert not np.array_equal(one.data, before[0])
 
 
 @each_search
@@ -205,17 +261,17 @@ def test_a_direction_that_is_not_finite_drops_the_history(bad):
 
 
 def test_the_search_keeps_out_of_where_the_loss_is_not_finite():
-    x = fusedopt.Parameter(np.array([0.1]))
-    optimizer = fusedopt.LBFGS([x], lr=10.0, max_iter=20, line_search_fn="strong_wolfe")
+    x = fusedopt.Parameter(np.array([4.0]))
+    optimizer = fusedopt.LBFGS([x], lr=20.0, max_iter=20, line_search_fn="strong_wolfe")
 
-    def barrier():  # 4 x - log x, lowest at 1/4; NaN below 0
+    def barrier():  # x - 2 sqrt(x), lowest at 1; loss and gradient are NaN below 0
         with np.errstate(all="ignore"):
-            x.grad = 4 - 1 / x.data
-            return float(4 * x.data[0] - np.log(x.data[0]))
+            x.grad = 1 - 1 / np.sqrt(x.data)
+            return float(x.data[0] - 2 * np.sqrt(x.data[0]))
 
     for _ in range(3):
         optimizer.step(barrier)
-    np.testing.assert_allclose(x.data, [0.25], rtol=1e-5)
+    np.testing.assert_allclose(x.data, [1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -31,6 +31,12 @@ def test_every_block_of_the_page_on_torch_runs(monkeypatch, tmp_path):
     assert all(p.grad is None for p in program["released"])
 
 
+def test_every_block_of_the_page_on_optimizers_runs():
+    program = run_blocks((ROOT / "docs" / "optimizers.md").read_text())
+    assert abs(program["x"].data - 1).max() < 1e-6, "Rosenbrock's function is lowest at (1, 1)"
+    assert program["table"].grad is None
+
+
 def test_every_test_that_the_readme_names_is_there():
     for path in re.findall(r"`((?:tests|benchmarks)/\S+\.py)`", README):
         assert (ROOT / path).exists(), path

@@ -147,6 +147,10 @@ def test_gradients_are_copied_accumulated_and_dropped(kind):
     optimizer.zero_grad(set_to_none=False)
     assert len(parameter.grad.indices) == 0
     assert parameter.grad.values.shape == (0, 2)
+    later = rows([3], [[1, 2]])
+    parameter.grad = later
+    later.values[...] = 7
+    assert parameter.grad.values.tolist() == [[1, 2]]
     optimizer.clear_grad().step()
     assert parameter.grad is None
     assert parameter not in optimizer.state
