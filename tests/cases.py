@@ -30,12 +30,14 @@ class Golden:
         parameter: The four values, with twelve significant digits.
         steps: The gradients come round again after three.
         lrs: A learning rate a step, where it changes.
+        states: Some of its state arrays, likewise.
     """
 
     options: Options
     parameter: tuple[float, ...]
     steps: int = 3
     lrs: tuple[float, ...] = ()
+    states: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
 
 GOLDEN_PARAMETER = np.array([1, -2, 0.5, 0.25])
@@ -57,6 +59,9 @@ class Case:
         golden: Known results.
         unlike: Why something that holds for other optimizers does not for this one, by a name that `each_combination`
             is given.
+        also: Options that change the equations, each set tried once over `main`.
+        own: Likewise, options that the reference does not have.
+        bytes_moved: What a step must load and store for a parameter in float32, with `main`; 0: not said.
     """
 
     optimizer: type[fusedopt.Optimizer]
@@ -67,6 +72,9 @@ class Case:
     coasts: Callable[[Options], bool]
     golden: tuple[Golden, ...]
     unlike: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    also: tuple[Options, ...] = ()
+    own: tuple[Options, ...] = ()
+    bytes_moved: int = 0
 
     @property
     def rule(self) -> type[Rule]:
@@ -77,13 +85,19 @@ class Case:
         return self.optimizer.__name__
 
     def combinations(self) -> Iterator[Options]:
-        """`main` with every combination of the choices."""
+        """`main` with every combination of the choices, and with each of `also`."""
         for values in itertools.product(*self.choices.values()):
             yield {**self.main, **dict(zip(self.choices, values, strict=True))}
+        for options in self.also:
+            yield {**self.main, **options}
 
     def valid(self) -> list[Options]:
         """The combinations that torch accepts."""
         return [options for options in self.combinations() if self.accepts(options)]
+
+    def variants(self) -> list[Options]:
+        """The valid combinations, and those that only ours has."""
+        return [*self.valid(), *({**self.main, **options} for options in self.own)]
 
     def accepts(self, options: Options) -> bool:
         """Whether torch does."""
@@ -96,6 +110,23 @@ class Case:
 
 def _adam_first_move(gradient: np.ndarray, options: Options) -> np.ndarray:
     return -options["lr"] * gradient / (np.abs(gradient) + options["eps"])
+
+
+def _adagrad_first_move(gradient: np.ndarray, options: Options) -> np.ndarray:
+    total = options["initial_accumulator_value"] + gradient**2 * options.get("update_accumulator", True)
+    inside = options["eps"] * options.get("eps_inside_sqrt", False)
+    return -options["lr"] * gradient / (np.sqrt(total + inside) + options["eps"] - inside)
+
+
+def _adadelta_first_move(gradient: np.ndarray, options: Options) -> np.ndarray:
+    eps, rho = options["eps"], options["rho"]
+    return -options["lr"] * gradient * np.sqrt(eps / ((1 - rho) * gradient**2 + eps))
+
+
+def _nadam_first_move(gradient: np.ndarray, options: Options) -> np.ndarray:
+    beta1 = options["betas"][0]
+    mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (step * options["momentum_decay"])) for step in (1, 2))
+    return _adam_first_move(gradient, options) * (1 + mu_next * (1 - beta1) / (1 - mu * mu_next))
 
 
 CASES = (
@@ -177,20 +208,133 @@ CASES = (
         coasts=lambda options: True,
         golden=(Golden({"lr": 0.01, "weight_decay": 0.1}, (0.987012989, -2.004015988, 0.4885314895, 0.23925074975)),),
     ),
+    Case(
+        fusedopt.Adagrad,
+        torch.optim.Adagrad,
+        main={"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.1, "eps": 1e-3},
+        choices={"weight_decay": (0.1, 0.0), "maximize": (False, True)},
+        first_move=_adagrad_first_move,
+        coasts=lambda options: False,
+        golden=(
+            Golden(
+                {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.01, "initial_accumulator_value": 0.1},
+                (0.934000376122, -2.00369513315, 0.44086814562, 0.169020416929),
+            ),
+            Golden(  # MegEngine's
+                {"lr": 0.1, "lr_decay": 0.1, "eps_inside_sqrt": True},
+                (0.86791648507, -1.98131156292, 0.403758947158, 0.166666666671),
+            ),
+            Golden(  # MindSpore's, and with its update_slots=False
+                {"lr": 0.1, "initial_accumulator_value": 0.1, "eps": 0.0},
+                (0.933541233419, -2.01957742595, 0.449480608887, 0.154653741075),
+            ),
+            Golden(
+                {"lr": 0.1, "initial_accumulator_value": 0.1, "eps": 1e-10, "update_accumulator": False},
+                (0.920943058521, -2.06324555318, 0.5, -0.0662277659168),
+            ),
+        ),
+        own=({"eps_inside_sqrt": True}, {"update_accumulator": False}),
+        bytes_moved=20,
+    ),
+    Case(
+        fusedopt.Adadelta,
+        torch.optim.Adadelta,
+        main={"lr": 0.5, "rho": 0.8, "eps": 1e-3, "weight_decay": 0.1},
+        choices={"weight_decay": (0.1, 0.0), "maximize": (False, True)},
+        first_move=_adadelta_first_move,
+        coasts=lambda options: False,
+        golden=(Golden({}, (0.994618037428, -2.00087837218, 0.498141400188, 0.246837738151)),),
+        bytes_moved=28,
+    ),
+    Case(
+        fusedopt.Adamax,
+        torch.optim.Adamax,
+        main={"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1},
+        choices={"weight_decay": (0.1, 0.0), "maximize": (False, True)},
+        first_move=_adam_first_move,
+        coasts=lambda options: True,
+        golden=(
+            Golden({"lr": 0.01}, (0.983538387358, -1.99472313389, 0.480535056008, 0.246309963137)),
+            Golden(  # MindSpore's
+                {"lr": 0.01, "eps": 1e-3, "eps_in_denominator": True},
+                (0.983679944467, -1.99476110181, 0.480600610258, 0.24631364945),
+            ),
+        ),
+        own=({"eps_in_denominator": True},),
+        bytes_moved=28,
+    ),
+    Case(
+        fusedopt.NAdam,
+        torch.optim.NAdam,
+        main={"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "momentum_decay": 0.1},
+        choices={"weight_decay": (0.1, 0.0), "decoupled_weight_decay": (False, True)},
+        first_move=_nadam_first_move,
+        coasts=lambda options: True,
+        golden=(
+            Golden({"lr": 0.01}, (0.98356555964, -1.99886119199, 0.490248204103, 0.238714081099)),
+            Golden(
+                {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True},
+                (0.980585566012, -1.99287924289, 0.488778658917, 0.237964830849),
+            ),
+        ),
+        also=({"maximize": True},),
+        bytes_moved=28,
+    ),
+    Case(
+        fusedopt.RAdam,
+        torch.optim.RAdam,
+        main={"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1},
+        choices={"weight_decay": (0.1, 0.0), "decoupled_weight_decay": (False, True)},
+        first_move=lambda g, options: -options["lr"] * g,
+        coasts=lambda options: True,
+        golden=(
+            Golden({"lr": 0.01}, (0.997918624976, -1.99988852204, 0.49432103321, 0.2463099631)),
+            Golden({"lr": 0.01}, (0.995548871665, -2.0011024446, 0.492407369534, 0.240895094116), steps=9),
+        ),
+        also=({"maximize": True},),
+        bytes_moved=28,
+    ),
+    Case(
+        fusedopt.ASGD,
+        torch.optim.ASGD,
+        main={"lr": 0.05, "lambd": 0.1, "alpha": 0.6, "t0": 2.0, "weight_decay": 0.1},
+        choices={"weight_decay": (0.1, 0.0), "maximize": (False, True)},
+        first_move=lambda g, options: -options["lr"] * g,
+        coasts=lambda options: False,
+        golden=(
+            Golden(
+                {"lr": 0.1, "lambd": 0.01, "t0": 1.0},
+                (0.944238974511, -2.02788798131, 0.497057897113, 0.0493279971095),
+                steps=6,
+                states={"ax": (0.960627553964, -2.01594869561, 0.475349000478, 0.124271051159)},
+            ),
+        ),
+        unlike={
+            "every state counts": "ax is an average of the parameters, which nothing reads",
+            "states stay finite": "ax is as infinite as the parameter",
+        },
+        bytes_moved=20,
+    ),
 )
 
 
 def _title(case: Case, options: Options) -> str:
-    return "-".join([case.name, *(f"{name}={options[name]}" for name in case.choices)])
+    named = [name for name in options if name in case.choices or name not in case.main]
+    return "-".join([case.name, *(f"{name}={options[name]}" for name in named)])
 
 
 each_case = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 
 
-def each_combination(*holds: str) -> Any:
-    """Each case with its valid options; without those of which `unlike` says that one of these does not hold."""
+def each_combination(*holds: str, own: bool = False) -> Any:
+    """Each case with its valid options; without those of which `unlike` says that one of these does not hold.
+
+    Args:
+        own: Also with those options that the reference does not have.
+    """
     cases = [case for case in CASES if not case.unlike.keys() & set(holds)]
-    combinations = [pytest.param(case, o, id=_title(case, o)) for case in cases for o in case.valid()]
+    options = {case.name: case.variants() if own else case.valid() for case in cases}
+    combinations = [pytest.param(case, o, id=_title(case, o)) for case in cases for o in options[case.name]]
     return pytest.mark.parametrize(("case", "options"), combinations)
 
 

@@ -32,8 +32,10 @@ class Adagrad(Rule):
     initial_accumulator_value: float = hyperparameter(0.0, "[0, inf)", "what the sum of squares starts from")
     eps: float = hyperparameter(1e-10, "[0, inf)", "added to the root of the sum, or to the sum")
     maximize: bool = hyperparameter(False, doc="ascend instead of descend", kw_only=True)
-    eps_inside_sqrt: bool = hyperparameter(False, doc="add eps to the sum, not to its root", kw_only=True)
-    update_accumulator: bool = hyperparameter(True, doc="add to the sum; False leaves it as it is", kw_only=True)
+    eps_inside_sqrt: bool = hyperparameter(False, doc="add eps to the sum, not to its root", kw_only=True, common=True)
+    update_accumulator: bool = hyperparameter(
+        True, doc="add to the sum; False leaves it as it is", kw_only=True, common=True
+    )
 
     state = (State("sum", initial="initial_accumulator_value"),)
     eager_state = True

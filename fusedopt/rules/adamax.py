@@ -30,7 +30,9 @@ class Adamax(Rule):
     eps: float = hyperparameter(1e-8, "[0, inf)", "added to the gradient's magnitude, or to the norm")
     weight_decay: float = hyperparameter(0.0, "[0, inf)", "coupled (L2) decay")
     maximize: bool = hyperparameter(False, doc="ascend instead of descend", kw_only=True)
-    eps_in_denominator: bool = hyperparameter(False, doc="add eps to the norm where it divides", kw_only=True)
+    eps_in_denominator: bool = hyperparameter(
+        False, doc="add eps to the norm where it divides", kw_only=True, common=True
+    )
 
     state = ("exp_avg", "exp_inf")
 

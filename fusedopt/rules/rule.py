@@ -59,7 +59,7 @@ def hyperparameter(
         switch: The number is also a flag: `if self.momentum:` in a rule asks whether it is on (not zero).
         kw_only: It can be given by keyword only.
         fixed: It cannot be given at all: the rule is defined by this value.
-        common: Every rule has it; param groups show it where it was given.
+        common: Param groups show it where it was given: what every rule has, and what torch's class lacks.
         choices: All values that it may have, such as `(None, "strong_wolfe")`: a flag of more than two.
     """
     if isinstance(default, bool) and interval:
