@@ -324,6 +324,16 @@ def _title(case: Case, options: Options) -> str:
 
 
 each_case = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
+# torch's contract is kept by the adapter, which sees a rule's states and steps, not its equations. So one rule of each
+# kind will do: a state that starts from the gradient, flags, a state that is there before the first step. (Scalar state
+# is tried with rules of the tests' own: torch keeps its in float32.)
+ONE_OF_EACH_KIND = [case for case in CASES if case.name in ("SGD", "Adam", "AdamW", "Adagrad")]
+each_kind = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in ONE_OF_EACH_KIND])
+each_lazy_kind = pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name) for case in ONE_OF_EACH_KIND if not case.rule.eager_state]
+)
+TORCHS_OWN = [case for case in CASES if case.reference.__module__.startswith("torch.optim")]
+each_of_torchs = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in TORCHS_OWN])
 
 
 def each_combination(*holds: str, own: bool = False) -> Any:
