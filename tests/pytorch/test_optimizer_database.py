@@ -23,6 +23,8 @@ HALVES = (torch.float16, torch.bfloat16)
 STEPS = 30
 # A moment remembers up to twenty roundings, of half an ulp each, of numbers as large as the gradient.
 STATE_ULPS = 10
+# Adadelta's keeps squares, which double what a change of five roundings is off by.
+ULPS_OF = {"acc_delta": 20}
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ def compare_state_dicts(ours, theirs, dtype, device):
             largest = max(float(other.abs().max()) for other in others if other.numel())
             error = (entry[key].cpu().double() - value.double()).abs() / (largest or 1.0)
             ulps = float(error.max()) / torch.finfo(dtype).eps if value.numel() else 0.0
-            assert ulps <= STATE_ULPS, f"{what}: {ulps} ulps of the largest"
+            assert ulps <= ULPS_OF.get(key, STATE_ULPS), f"{what}: {ulps} ulps of the largest"
     for group, expected in zip(ours["param_groups"], theirs["param_groups"], strict=True):
         assert set(group) == set(expected)
         for key in group.keys() - {"foreach", "fused", "capturable"}:
@@ -307,6 +309,12 @@ def another(value):
     return 0.5 * value if value else 0.5
 
 
+def tensors_of(optimizer):
+    """Parameters and states."""
+    params = params_of(optimizer)
+    return [*params, *(value for p in params for value in optimizer.state[p].values() if value is not None)]
+
+
 ALONG = {"nesterov": {"dampening": 0.0}}  # what an option needs to be changed beside it
 
 
@@ -331,8 +339,8 @@ def test_every_option_may_change_in_training(change, dtype, torch_device):
         run.take(3)
         unchanged.take(3)
         run.compare()
-    moved = [bool((a != b).any()) for a, b in zip(params_of(run.theirs), params_of(unchanged.theirs))]
-    assert any(moved), f"{name} makes no difference here"
+    changed, others = (tensors_of(some.theirs) for some in (run, unchanged))
+    assert any(bool((a != b).any()) for a, b in zip(changed, others, strict=True)), f"{name} makes no difference here"
 
 
 @pytest.mark.parametrize(
@@ -386,7 +394,9 @@ def test_parameters_start_and_stop_having_gradients(configuration, dtype, torch_
 
 @each_of("info", [(info.name, info.name, info) for info in INFOS], (torch.float32, torch.float64))
 def test_each_group_has_its_own_options(info, dtype, torch_device):
-    kwargs = [configuration.kwargs for configuration in _configurations() if configuration.info is info]
+    kwargs = [dict(configuration.kwargs) for configuration in _configurations() if configuration.info is info]
+    for options in kwargs:
+        options.pop("initial_accumulator_value", None)  # torch has one for all groups, whatever they say
     ours = [{"params": parameters(dtype, torch_device.device), **copy.deepcopy(options)} for options in kwargs]
     theirs = [{"params": parameters(dtype), **for_torch(info, copy.deepcopy(options), dtype)} for options in kwargs]
     outer = {"lr": 0.01, "weight_decay": 0.05}  # for the groups without
@@ -428,11 +438,13 @@ def test_a_run_goes_on_through_the_others_state_dict(configuration, dtype, kinds
             with torch.no_grad():
                 for p, q in zip(values, params_of(before)):
                     p.copy_(q)
-            part_of_run.load_state_dict(through_a_file(before.state_dict()))
+            saved = through_a_file(before.state_dict())
+            for group in saved["param_groups"] if kind == "torch" else ():
+                group |= {"capturable": False} if "capturable" in group else {}  # which would make the step float32
+            part_of_run.load_state_dict(saved)
         if kind == "torch":
             for group in part_of_run.param_groups:
-                capturable = {"capturable": False} if "capturable" in group else {}
-                group.update(for_torch(configuration.info, dict(group), dtype) | capturable)
+                group.update(for_torch(configuration.info, dict(group), dtype))
         run = Run(whole, part_of_run, dtype, device)
         run.steps = 6 * part
         run.take(6)

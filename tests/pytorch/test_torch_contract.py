@@ -1450,10 +1450,19 @@ def test_a_learning_rate_tensor_given_to_the_constructor_is_the_groups_own():
     pair.compare()
 
 
+def has_momentum(optimizer):
+    """Whether there is something that torch's schedulers can drive against the learning rate."""
+    return bool(optimizer.defaults.keys() & {"momentum", "betas"})
+
+
 SCHEDULERS = {
     "LambdaLR": lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda number: 0.8**number),
-    "OneCycleLR": lambda optimizer: lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=14),
-    "CyclicLR": lambda optimizer: lr_scheduler.CyclicLR(optimizer, 0.01, 0.1, step_size_up=3, cycle_momentum=True),
+    "OneCycleLR": lambda optimizer: lr_scheduler.OneCycleLR(
+        optimizer, max_lr=0.1, total_steps=14, cycle_momentum=has_momentum(optimizer)
+    ),
+    "CyclicLR": lambda optimizer: lr_scheduler.CyclicLR(
+        optimizer, 0.01, 0.1, step_size_up=3, cycle_momentum=has_momentum(optimizer)
+    ),
     "ReduceLROnPlateau": lambda optimizer: lr_scheduler.ReduceLROnPlateau(optimizer, patience=1),
     "CosineAnnealingLR": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, T_max=5),
     "CosineAnnealingWarmRestarts": lambda optimizer: lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=3),
