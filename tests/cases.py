@@ -312,6 +312,8 @@ CASES = (
         unlike={
             "every state counts": "ax is an average of the parameters, which nothing reads",
             "states stay finite": "ax is as infinite as the parameter",
+            "no result is a copy": "ax is the new parameter while mu is 1",
+            "every state is loaded": "ax is not read while mu is 1",
         },
         bytes_moved=20,
     ),
