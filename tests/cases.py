@@ -51,12 +51,13 @@ class Case:
         reference: torch's, or the equations written out in `references`; it takes the same options.
         main: Options none of which hides a term of the equations: weight decay is not zero, eps is large.
         choices: For each option that changes the equations, the values that are combined with those of the others.
-            weight_decay is among them, if the optimizer has it.
         first_move: (gradient, options) -> the parameter's change at the first step without weight decay.
         coasts: options -> whether a zero gradient, after others, still moves the parameter without weight decay.
         golden: Known results.
         unlike: Why something that holds for other optimizers does not for this one, by a name that `each_combination`
             is given.
+        variants: Further changes to `main`, each by itself: where a product of choices would be many.
+        wider: The reference for options that torch's class lacks.
     """
 
     optimizer: type[fusedopt.Optimizer]
@@ -67,6 +68,8 @@ class Case:
     coasts: Callable[[Options], bool]
     golden: tuple[Golden, ...]
     unlike: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    variants: tuple[Options, ...] = ()
+    wider: type[torch.optim.Optimizer] | None = None
 
     @property
     def rule(self) -> type[Rule]:
@@ -77,9 +80,11 @@ class Case:
         return self.optimizer.__name__
 
     def combinations(self) -> Iterator[Options]:
-        """`main` with every combination of the choices."""
+        """`main` with every combination of the choices, and with each of the variants."""
         for values in itertools.product(*self.choices.values()):
             yield {**self.main, **dict(zip(self.choices, values, strict=True))}
+        for changes in self.variants:
+            yield {**self.main, **changes}
 
     def valid(self) -> list[Options]:
         """The combinations that torch accepts."""
@@ -88,15 +93,67 @@ class Case:
     def accepts(self, options: Options) -> bool:
         """Whether torch does."""
         try:
-            self.reference([torch.zeros(1)], **options)
+            self.reference_of(options)([torch.zeros(1)], **options)
         except ValueError:
             return False
         return True
 
+    def reference_of(self, options: Options) -> type[torch.optim.Optimizer]:
+        """The reference that knows these options."""
+        own = any(name in self.rule.common_defaults() for name in options)
+        return self.wider if own and self.wider is not None else self.reference
+
 
 def _adam_first_move(gradient: np.ndarray, options: Options) -> np.ndarray:
-    return -options["lr"] * gradient / (np.abs(gradient) + options["eps"])
+    (beta1, beta2), eps = options["betas"], options["eps"]
+    if options.get("bias_correction", True):
+        move, eps = gradient, eps if options.get("corrected_eps", True) else eps / np.sqrt(1 - beta2)
+    else:
+        move, eps = gradient * (1 - beta1) / np.sqrt(1 - beta2), eps / np.sqrt(1 - beta2)
+    return -options["lr"] * (1 + (beta1 if options.get("nesterov") else 0)) * move / (np.abs(gradient) + eps)
 
+
+def _rmsprop_first_move(gradient: np.ndarray, options: Options) -> np.ndarray:
+    alpha, eps = options["alpha"], options["eps"]
+    variance = alpha * options.get("square_avg_init", 0.0) + (1 - alpha) * gradient**2
+    if options["centered"]:
+        variance -= ((1 - alpha) * gradient) ** 2
+    root = np.sqrt(variance + eps) if options.get("eps_inside_sqrt") else np.sqrt(variance) + eps
+    return -options["lr"] * gradient / root
+
+
+def _ftrl_first_move(gradient: np.ndarray, options: Options) -> np.ndarray:
+    """Of a parameter of zero."""
+    divisor = (options["initial_accumulator_value"] + gradient**2) ** -options["lr_power"] / options["lr"]
+    return -_shrunk(gradient, options["l1"]) / (divisor + 2 * options["l2"])
+
+
+def _proximal_adagrad_first_move(gradient: np.ndarray, options: Options) -> np.ndarray:
+    """Of a parameter of zero."""
+    lr = options["lr"]
+    move = -lr * gradient / np.sqrt(options["initial_accumulator_value"] + gradient**2)
+    return _shrunk(move, lr * options["l1"]) / (1 + lr * options["l2"])
+
+
+def _shrunk(values: np.ndarray, by: float) -> np.ndarray:
+    return np.sign(values) * np.maximum(np.abs(values) - by, 0)
+
+
+MINDSPORE_RMSPROP = {
+    "lr": 0.01,
+    "alpha": 0.9,
+    "momentum": 0.9,
+    "eps": 1e-10,
+    "square_avg_init": 1.0,
+    "eps_inside_sqrt": True,
+    "lr_in_momentum": True,
+}
+ADAM_VARIANTS = (
+    {"corrected_eps": False},
+    {"bias_correction": False},
+    {"nesterov": True},
+    {"corrected_eps": False, "nesterov": True, "amsgrad": True},
+)
 
 CASES = (
     Case(
@@ -131,7 +188,12 @@ CASES = (
                 (1.031961809, -1.966953618, 0.5753534295, 0.34859869975),
             ),
             Golden({"momentum": 0.9}, (0.9408, -2.0306, 0.4589, 0.05), lrs=(0.1, 0.05, 0.2)),
+            Golden(
+                {"momentum": 0.9, "lr_in_momentum": True}, (0.93765, -1.9838, 0.5102, 0.05), lrs=(0.1, 0.05, 0.2)
+            ),
         ),
+        variants=({"lr_in_momentum": True}, {"lr_in_momentum": True, "dampening": 0.0, "nesterov": True}),
+        wider=references.SGD,
     ),
     Case(
         fusedopt.Adam,
@@ -155,7 +217,17 @@ CASES = (
                 (0.951369374358, -2.00621411969, 0.475759158114, 0.221785181606),
                 steps=9,
             ),
+            Golden(  # MindSpore's, as the next
+                {"lr": 0.01, "eps": 1e-3, "corrected_eps": False},
+                (0.984543729067, -1.99742749626, 0.482372666905, 0.243807682286),
+            ),
+            Golden(
+                {"lr": 0.01, "corrected_eps": False, "nesterov": True},
+                (0.970432031606, -1.9934983725, 0.472634909429, 0.23786254545),
+            ),
         ),
+        variants=ADAM_VARIANTS,
+        wider=references.Adam,
     ),
     Case(
         fusedopt.AdamW,
@@ -166,7 +238,13 @@ CASES = (
         coasts=lambda options: True,
         golden=(
             Golden({"lr": 0.01, "weight_decay": 0.1}, (0.977781167803, -1.99051335338, 0.479287983455, 0.242862613867)),
+            Golden(  # MindSpore's AdamWeightDecay
+                {"lr": 0.01, "weight_decay": 0.1, "eps": 1e-6, "bias_correction": False},
+                (0.921576116658, -1.99200080239, 0.428239665758, 0.217628973117),
+            ),
         ),
+        variants=ADAM_VARIANTS,
+        wider=references.AdamW,
     ),
     Case(
         fusedopt.Lion,
@@ -177,14 +255,123 @@ CASES = (
         coasts=lambda options: True,
         golden=(Golden({"lr": 0.01, "weight_decay": 0.1}, (0.987012989, -2.004015988, 0.4885314895, 0.23925074975)),),
     ),
+    Case(
+        fusedopt.RMSprop,
+        torch.optim.RMSprop,
+        main={"lr": 0.01, "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.1, "momentum": 0.9, "centered": True},
+        choices={},
+        variants=(
+            {"momentum": 0.0},
+            {"centered": False},
+            {"momentum": 0.0, "centered": False},
+            {"weight_decay": 0.0},
+            {"maximize": True},
+            {"square_avg_init": 1.0},
+            {"eps_inside_sqrt": True},
+            {"lr_in_momentum": True},
+        ),
+        wider=references.RMSprop,
+        first_move=_rmsprop_first_move,
+        coasts=lambda options: options["momentum"] != 0,
+        golden=(
+            Golden({"lr": 0.01}, (0.857427456741, -1.98953232617, 0.410965783783, 0.15000001)),
+            Golden(
+                {"lr": 0.01, "momentum": 0.9, "centered": True, "weight_decay": 0.01},
+                (0.706490203167, -1.88816011925, 0.173150668727, -0.221662571797),
+            ),
+            Golden(MINDSPORE_RMSPROP, (0.995865421582, -2.00264356678, 0.491997200433, 0.239016955716)),
+            Golden(
+                {**MINDSPORE_RMSPROP, "centered": True},
+                (0.995864387409, -2.00264474028, 0.491980958917, 0.238950107598),
+            ),
+        ),
+    ),
+    Case(
+        fusedopt.Rprop,
+        torch.optim.Rprop,
+        main={"lr": 0.1, "etas": (0.4, 1.3), "step_sizes": (0.05, 0.15)},
+        choices={"maximize": (False, True)},
+        first_move=lambda g, options: -np.clip(options["lr"], *options["step_sizes"]) * np.sign(g),
+        coasts=lambda options: False,
+        golden=(Golden({"lr": 0.1}, (0.85, -1.9, 0.28, 0.15)),),
+        unlike={"lr of zero moves nothing": "no step is below step_sizes[0]"},
+    ),
+    Case(
+        fusedopt.FTRL,
+        references.FTRL,
+        main={"lr": 0.1, "lr_power": -0.5, "l1": 0.01, "l2": 0.02, "weight_decay": 0.1},
+        choices={},
+        variants=(
+            {"lr_power": -0.7},
+            {"lr_power": 0.0},
+            {"l1": 0.0},
+            {"weight_decay": 0.0},
+            {"maximize": True},
+            {"linear_init_from_param": True},
+        ),
+        first_move=lambda g, options: _ftrl_first_move(g, {"initial_accumulator_value": 0.1, **options}),
+        coasts=lambda options: False,
+        golden=(
+            Golden(
+                {"lr": 0.1, "l1": 0.01, "l2": 0.02},
+                (-0.0176826731226, -0.323384768646, 0.0838990977207, -0.094034164105),
+            ),
+        ),
+        unlike={
+            "a zero gradient leaves the parameter": "it is made anew from z, which starts from zero",
+            "infinity stays": "the parameter is made anew from z",
+            "lr of zero moves nothing": "lr is above zero",
+            "the first step starts from the parameter": "the parameter is made anew from z",
+        },
+    ),
+    Case(
+        fusedopt.ProximalAdagrad,
+        references.ProximalAdagrad,
+        main={"lr": 0.1, "l1": 0.01, "l2": 0.02, "weight_decay": 0.1},
+        choices={},
+        variants=({"l1": 0.0}, {"weight_decay": 0.0}, {"maximize": True}),
+        first_move=lambda g, options: _proximal_adagrad_first_move(g, {"initial_accumulator_value": 0.1, **options}),
+        coasts=lambda options: True,
+        golden=(
+            Golden(
+                {"lr": 0.1, "l1": 0.01, "l2": 0.02}, (0.924800074346, -2.00466541678, 0.443992230703, 0.150361993149)
+            ),
+        ),
+        unlike={"a zero gradient leaves the parameter": "l1 and l2 shrink it"},
+    ),
+    Case(
+        fusedopt.Momentum,
+        references.Momentum,
+        main={"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01},
+        choices={},
+        variants=({"weight_decay": 0.0}, {"nesterov": True}, {"maximize": True}),
+        first_move=lambda g, options: (
+            -options["lr"] * (1 + (options["momentum"] if options.get("nesterov") else 0)) * g
+        ),
+        coasts=lambda options: True,
+        golden=(
+            Golden({"lr": 0.1}, (0.9624, -2.0218, 0.4217, 0.15)),
+            Golden(
+                {"lr": 0.1, "nesterov": True, "weight_decay": 0.01},
+                (0.933209762551, -2.0236112251, 0.4259294848, 0.0579912252853),
+            ),
+        ),
+    ),
 )
 
 
 def _title(case: Case, options: Options) -> str:
-    return "-".join([case.name, *(f"{name}={options[name]}" for name in case.choices)])
+    named = [n for n in options if n in case.choices or options[n] != case.main.get(n)]
+    return "-".join([case.name, *(f"{name}={options[name]}" for name in named)])
 
 
 each_case = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
+
+
+def each_case_with(*holds: str) -> Any:
+    """Each case, without those of which `unlike` says that one of these does not hold."""
+    cases = [pytest.param(case, id=case.name) for case in CASES if not case.unlike.keys() & set(holds)]
+    return pytest.mark.parametrize("case", cases)
 
 
 def each_combination(*holds: str) -> Any:

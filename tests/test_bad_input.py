@@ -264,14 +264,14 @@ def wrong_hyperparameters() -> Iterator[Any]:
                 for value in (1, None, "yes", 0.0) if field.init else (False, None, "yes"):
                     yield case, name, value, TypeError, f"{case.name}: {name} is a flag, True or False, got {value!r}"
                 continue
-            interval = field.metadata["interval"].text
-            for number in outside(interval):
-                for place in range(len(field.default)) if tuples else [None]:
+            ranges = field.metadata["interval"]
+            for place, interval in enumerate(ranges if tuples else (ranges,)):
+                for number in outside(interval.text):
                     value = number
-                    if place is not None:
+                    if tuples:
                         value = tuple(number if i == place else old for i, old in enumerate(field.default))
-                    where = name if place is None else f"{name}[{place}]"
-                    message = re.escape(f"{case.name}: {where} must be in {interval}, got {number}")
+                    where = f"{name}[{place}]" if tuples else name
+                    message = re.escape(f"{case.name}: {where} must be in {interval.text}, got {number}")
                     yield case, name, value, ValueError, message
             kinds = (None, "fast", 1j, np.ones(2)) if not tuples else (None, 0.9, (0.9,), (0.9, 0.9, 0.9), "ab")
             for value in kinds:
