@@ -56,8 +56,9 @@ class Case:
         golden: Known results.
         unlike: Why something that holds for other optimizers does not for this one, by a name that `each_combination`
             is given.
-        variants: Further changes to `main`, each by itself: where a product of choices would be many.
-        wider: The reference for options that torch's class lacks.
+        also: Options that change the equations, each set tried once over `main`.
+        own: Likewise, options that the reference does not have.
+        wider: A reference that has `own` too.
     """
 
     optimizer: type[fusedopt.Optimizer]
@@ -68,7 +69,8 @@ class Case:
     coasts: Callable[[Options], bool]
     golden: tuple[Golden, ...]
     unlike: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    variants: tuple[Options, ...] = ()
+    also: tuple[Options, ...] = ()
+    own: tuple[Options, ...] = ()
     wider: type[torch.optim.Optimizer] | None = None
 
     @property
@@ -80,11 +82,11 @@ class Case:
         return self.optimizer.__name__
 
     def combinations(self) -> Iterator[Options]:
-        """`main` with every combination of the choices, and with each of the variants."""
+        """`main` with every combination of the choices, with each of `also`, and of `own` where there is `wider`."""
         for values in itertools.product(*self.choices.values()):
             yield {**self.main, **dict(zip(self.choices, values, strict=True))}
-        for changes in self.variants:
-            yield {**self.main, **changes}
+        for options in (*self.also, *(self.own if self.wider is not None else ())):
+            yield {**self.main, **options}
 
     def valid(self) -> list[Options]:
         """The combinations that torch accepts."""
@@ -100,8 +102,8 @@ class Case:
 
     def reference_of(self, options: Options) -> type[torch.optim.Optimizer]:
         """The reference that knows these options."""
-        own = any(name in self.rule.common_defaults() for name in options)
-        return self.wider if own and self.wider is not None else self.reference
+        names = {name for some in self.own for name in some} - self.main.keys()
+        return self.wider if self.wider is not None and names & options.keys() else self.reference
 
 
 def _adam_first_move(gradient: np.ndarray, options: Options) -> np.ndarray:
@@ -148,11 +150,11 @@ MINDSPORE_RMSPROP = {
     "eps_inside_sqrt": True,
     "lr_in_momentum": True,
 }
-ADAM_VARIANTS = (
+ADAMS_OWN = (
     {"corrected_eps": False},
     {"bias_correction": False},
     {"nesterov": True},
-    {"corrected_eps": False, "nesterov": True, "amsgrad": True},
+    {"corrected_eps": False, "nesterov": True},
 )
 
 CASES = (
@@ -192,7 +194,7 @@ CASES = (
                 {"momentum": 0.9, "lr_in_momentum": True}, (0.93765, -1.9838, 0.5102, 0.05), lrs=(0.1, 0.05, 0.2)
             ),
         ),
-        variants=({"lr_in_momentum": True}, {"lr_in_momentum": True, "dampening": 0.0, "nesterov": True}),
+        own=({"lr_in_momentum": True}, {"lr_in_momentum": True, "dampening": 0.0, "nesterov": True}),
         wider=references.SGD,
     ),
     Case(
@@ -226,7 +228,7 @@ CASES = (
                 (0.970432031606, -1.9934983725, 0.472634909429, 0.23786254545),
             ),
         ),
-        variants=ADAM_VARIANTS,
+        own=ADAMS_OWN,
         wider=references.Adam,
     ),
     Case(
@@ -243,7 +245,7 @@ CASES = (
                 (0.921576116658, -1.99200080239, 0.428239665758, 0.217628973117),
             ),
         ),
-        variants=ADAM_VARIANTS,
+        own=ADAMS_OWN,
         wider=references.AdamW,
     ),
     Case(
@@ -260,16 +262,14 @@ CASES = (
         torch.optim.RMSprop,
         main={"lr": 0.01, "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.1, "momentum": 0.9, "centered": True},
         choices={},
-        variants=(
+        also=(
             {"momentum": 0.0},
             {"centered": False},
             {"momentum": 0.0, "centered": False},
             {"weight_decay": 0.0},
             {"maximize": True},
-            {"square_avg_init": 1.0},
-            {"eps_inside_sqrt": True},
-            {"lr_in_momentum": True},
         ),
+        own=({"square_avg_init": 1.0}, {"eps_inside_sqrt": True}, {"lr_in_momentum": True}),
         wider=references.RMSprop,
         first_move=_rmsprop_first_move,
         coasts=lambda options: options["momentum"] != 0,
@@ -301,7 +301,7 @@ CASES = (
         references.FTRL,
         main={"lr": 0.1, "lr_power": -0.5, "l1": 0.01, "l2": 0.02, "weight_decay": 0.1},
         choices={},
-        variants=(
+        also=(
             {"lr_power": -0.7},
             {"lr_power": 0.0},
             {"l1": 0.0},
@@ -329,7 +329,7 @@ CASES = (
         references.ProximalAdagrad,
         main={"lr": 0.1, "l1": 0.01, "l2": 0.02, "weight_decay": 0.1},
         choices={},
-        variants=({"l1": 0.0}, {"weight_decay": 0.0}, {"maximize": True}),
+        also=({"l1": 0.0}, {"weight_decay": 0.0}, {"maximize": True}),
         first_move=lambda g, options: _proximal_adagrad_first_move(g, {"initial_accumulator_value": 0.1, **options}),
         coasts=lambda options: True,
         golden=(
@@ -344,7 +344,7 @@ CASES = (
         references.Momentum,
         main={"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01},
         choices={},
-        variants=({"weight_decay": 0.0}, {"nesterov": True}, {"maximize": True}),
+        also=({"weight_decay": 0.0}, {"nesterov": True}, {"maximize": True}),
         first_move=lambda g, options: (
             -options["lr"] * (1 + (options["momentum"] if options.get("nesterov") else 0)) * g
         ),

@@ -248,7 +248,8 @@ def test_float32_is_as_near_to_float64_as_its_operations_allow(case, options):
     parameter, gradient = ordinary(size, "float32", 1), ordinary(size, "float32", 2)
     both = Both(case.optimizer, (options, [parameter]))
     rule = case.rule(**options)
-    states = {name: np.zeros(size) for name in rule.kept_states}
+    states = {state.name: np.full(size, rule.initial(state)) for state in rule.all_states()}
+    states = {name: states[name] for name in rule.kept_states}
     for step in range(1, 4):
         scalars = vars(rule.in_float64().scalars(np.float64(step), Values()))
         p, new = rule.update(
@@ -279,7 +280,7 @@ def test_float32_stays_with_torchs(case, options):
     parameter = ordinary(4_000, "float32", 1)
     both = Both(case.optimizer, (options, [parameter]))
     tensor = torch.nn.Parameter(torch.from_numpy(parameter.copy()))
-    theirs = case.reference([tensor], **options)
+    theirs = case.reference_of(options)([tensor], **options)
     for step in range(1, 51):
         gradient = np.float32(0.1) * ordinary(4_000, "float32", 1 + step)
         both.parameters[0].grad = gradient
