@@ -6,6 +6,37 @@ from fusedopt.rules import Rule
 
 RULES: dict[str, type[Rule]]
 
+class Adadelta(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-06,
+        weight_decay: float = 0.0,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+    ) -> None: ...
+
+class Adagrad(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.01,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+        eps_inside_sqrt: bool = False,
+        update_accumulator: bool = True,
+    ) -> None: ...
+
 class Adam(Optimizer):
     def __init__(
         self,
@@ -41,6 +72,36 @@ class AdamW(Optimizer):
         corrected_eps: bool = True,
         bias_correction: bool = True,
         nesterov: bool = False,
+    ) -> None: ...
+
+class Adamax(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.002,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0.0,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+        eps_in_denominator: bool = False,
+    ) -> None: ...
+
+class ASGD(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.01,
+        lambd: float = 0.0001,
+        alpha: float = 0.75,
+        t0: float = 1000000.0,
+        weight_decay: float = 0.0,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
     ) -> None: ...
 
 class FTRL(Optimizer):
@@ -87,6 +148,22 @@ class Momentum(Optimizer):
         maximize: bool = False,
     ) -> None: ...
 
+class NAdam(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.002,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0.0,
+        momentum_decay: float = 0.004,
+        decoupled_weight_decay: bool = False,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+    ) -> None: ...
+
 class ProximalAdagrad(Optimizer):
     def __init__(
         self,
@@ -96,6 +173,21 @@ class ProximalAdagrad(Optimizer):
         l2: float = 0.0,
         initial_accumulator_value: float = 0.1,
         weight_decay: float = 0.0,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+    ) -> None: ...
+
+class RAdam(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
         *,
         loss_scale: float = 1.0,
         clip_value: float = 0.0,

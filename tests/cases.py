@@ -30,12 +30,14 @@ class Golden:
         parameter: The four values, with twelve significant digits.
         steps: The gradients come round again after three.
         lrs: A learning rate a step, where it changes.
+        states: Some of its state arrays, likewise.
     """
 
     options: Options
     parameter: tuple[float, ...]
     steps: int = 3
     lrs: tuple[float, ...] = ()
+    states: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
 
 GOLDEN_PARAMETER = np.array([1, -2, 0.5, 0.25])
@@ -59,6 +61,7 @@ class Case:
         also: Options that change the equations, each set tried once over `main`.
         own: Likewise, options that the reference does not have.
         wider: A reference that has `own` too.
+        bytes_moved: What a step must load and store for a parameter in float32, with `main`; 0: not said.
     """
 
     optimizer: type[fusedopt.Optimizer]
@@ -72,6 +75,7 @@ class Case:
     also: tuple[Options, ...] = ()
     own: tuple[Options, ...] = ()
     wider: type[torch.optim.Optimizer] | None = None
+    bytes_moved: int = 0
 
     @property
     def rule(self) -> type[Rule]:
@@ -92,6 +96,10 @@ class Case:
         """The combinations that torch accepts."""
         return [options for options in self.combinations() if self.accepts(options)]
 
+    def variants(self) -> list[Options]:
+        """The valid combinations, and those that only ours has."""
+        return [*self.valid(), *({**self.main, **options} for options in self.own if self.wider is None)]
+
     def accepts(self, options: Options) -> bool:
         """Whether torch does."""
         try:
@@ -102,8 +110,8 @@ class Case:
 
     def reference_of(self, options: Options) -> type[torch.optim.Optimizer]:
         """The reference that knows these options."""
-        names = {name for some in self.own for name in some} - self.main.keys()
-        return self.wider if self.wider is not None and names & options.keys() else self.reference
+        own = options.keys() & self.rule.common_defaults().keys()
+        return self.wider if own and self.wider is not None else self.reference
 
 
 def _adam_first_move(gradient: np.ndarray, options: Options) -> np.ndarray:
@@ -113,6 +121,23 @@ def _adam_first_move(gradient: np.ndarray, options: Options) -> np.ndarray:
     else:
         move, eps = gradient * (1 - beta1) / np.sqrt(1 - beta2), eps / np.sqrt(1 - beta2)
     return -options["lr"] * (1 + (beta1 if options.get("nesterov") else 0)) * move / (np.abs(gradient) + eps)
+
+
+def _adagrad_first_move(gradient: np.ndarray, options: Options) -> np.ndarray:
+    total = options["initial_accumulator_value"] + gradient**2 * options.get("update_accumulator", True)
+    inside = options["eps"] * options.get("eps_inside_sqrt", False)
+    return -options["lr"] * gradient / (np.sqrt(total + inside) + options["eps"] - inside)
+
+
+def _adadelta_first_move(gradient: np.ndarray, options: Options) -> np.ndarray:
+    eps, rho = options["eps"], options["rho"]
+    return -options["lr"] * gradient * np.sqrt(eps / ((1 - rho) * gradient**2 + eps))
+
+
+def _nadam_first_move(gradient: np.ndarray, options: Options) -> np.ndarray:
+    beta1 = options["betas"][0]
+    mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (step * options["momentum_decay"])) for step in (1, 2))
+    return _adam_first_move(gradient, options) * (1 + mu_next * (1 - beta1) / (1 - mu * mu_next))
 
 
 def _rmsprop_first_move(gradient: np.ndarray, options: Options) -> np.ndarray:
@@ -190,9 +215,7 @@ CASES = (
                 (1.031961809, -1.966953618, 0.5753534295, 0.34859869975),
             ),
             Golden({"momentum": 0.9}, (0.9408, -2.0306, 0.4589, 0.05), lrs=(0.1, 0.05, 0.2)),
-            Golden(
-                {"momentum": 0.9, "lr_in_momentum": True}, (0.93765, -1.9838, 0.5102, 0.05), lrs=(0.1, 0.05, 0.2)
-            ),
+            Golden({"momentum": 0.9, "lr_in_momentum": True}, (0.93765, -1.9838, 0.5102, 0.05), lrs=(0.1, 0.05, 0.2)),
         ),
         own=({"lr_in_momentum": True}, {"lr_in_momentum": True, "dampening": 0.0, "nesterov": True}),
         wider=references.SGD,
@@ -256,6 +279,113 @@ CASES = (
         first_move=lambda g, options: -options["lr"] * np.sign(g),
         coasts=lambda options: True,
         golden=(Golden({"lr": 0.01, "weight_decay": 0.1}, (0.987012989, -2.004015988, 0.4885314895, 0.23925074975)),),
+    ),
+    Case(
+        fusedopt.Adagrad,
+        torch.optim.Adagrad,
+        main={"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.1, "eps": 1e-3},
+        choices={"weight_decay": (0.1, 0.0), "maximize": (False, True)},
+        first_move=_adagrad_first_move,
+        coasts=lambda options: False,
+        golden=(
+            Golden(
+                {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.01, "initial_accumulator_value": 0.1},
+                (0.934000376122, -2.00369513315, 0.44086814562, 0.169020416929),
+            ),
+            Golden(  # MegEngine's
+                {"lr": 0.1, "lr_decay": 0.1, "eps_inside_sqrt": True},
+                (0.86791648507, -1.98131156292, 0.403758947158, 0.166666666671),
+            ),
+            Golden(  # MindSpore's, and with its update_slots=False
+                {"lr": 0.1, "initial_accumulator_value": 0.1, "eps": 0.0},
+                (0.933541233419, -2.01957742595, 0.449480608887, 0.154653741075),
+            ),
+            Golden(
+                {"lr": 0.1, "initial_accumulator_value": 0.1, "eps": 1e-10, "update_accumulator": False},
+                (0.920943058521, -2.06324555318, 0.5, -0.0662277659168),
+            ),
+        ),
+        own=({"eps_inside_sqrt": True}, {"update_accumulator": False}),
+        bytes_moved=20,
+    ),
+    Case(
+        fusedopt.Adadelta,
+        torch.optim.Adadelta,
+        main={"lr": 0.5, "rho": 0.8, "eps": 1e-3, "weight_decay": 0.1},
+        choices={"weight_decay": (0.1, 0.0), "maximize": (False, True)},
+        first_move=_adadelta_first_move,
+        coasts=lambda options: False,
+        golden=(Golden({}, (0.994618037428, -2.00087837218, 0.498141400188, 0.246837738151)),),
+        bytes_moved=28,
+    ),
+    Case(
+        fusedopt.Adamax,
+        torch.optim.Adamax,
+        main={"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1},
+        choices={"weight_decay": (0.1, 0.0), "maximize": (False, True)},
+        first_move=_adam_first_move,
+        coasts=lambda options: True,
+        golden=(
+            Golden({"lr": 0.01}, (0.983538387358, -1.99472313389, 0.480535056008, 0.246309963137)),
+            Golden(  # MindSpore's
+                {"lr": 0.01, "eps": 1e-3, "eps_in_denominator": True},
+                (0.983679944467, -1.99476110181, 0.480600610258, 0.24631364945),
+            ),
+        ),
+        own=({"eps_in_denominator": True},),
+        bytes_moved=28,
+    ),
+    Case(
+        fusedopt.NAdam,
+        torch.optim.NAdam,
+        main={"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1, "momentum_decay": 0.1},
+        choices={"weight_decay": (0.1, 0.0), "decoupled_weight_decay": (False, True)},
+        first_move=_nadam_first_move,
+        coasts=lambda options: True,
+        golden=(
+            Golden({"lr": 0.01}, (0.98356555964, -1.99886119199, 0.490248204103, 0.238714081099)),
+            Golden(
+                {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True},
+                (0.980585566012, -1.99287924289, 0.488778658917, 0.237964830849),
+            ),
+        ),
+        also=({"maximize": True},),
+        bytes_moved=28,
+    ),
+    Case(
+        fusedopt.RAdam,
+        torch.optim.RAdam,
+        main={"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1},
+        choices={"weight_decay": (0.1, 0.0), "decoupled_weight_decay": (False, True)},
+        first_move=lambda g, options: -options["lr"] * g,
+        coasts=lambda options: True,
+        golden=(
+            Golden({"lr": 0.01}, (0.997918624976, -1.99988852204, 0.49432103321, 0.2463099631)),
+            Golden({"lr": 0.01}, (0.995548871665, -2.0011024446, 0.492407369534, 0.240895094116), steps=9),
+        ),
+        also=({"maximize": True},),
+        bytes_moved=28,
+    ),
+    Case(
+        fusedopt.ASGD,
+        torch.optim.ASGD,
+        main={"lr": 0.05, "lambd": 0.1, "alpha": 0.6, "t0": 2.0, "weight_decay": 0.1},
+        choices={"weight_decay": (0.1, 0.0), "maximize": (False, True)},
+        first_move=lambda g, options: -options["lr"] * g,
+        coasts=lambda options: False,
+        golden=(
+            Golden(
+                {"lr": 0.1, "lambd": 0.01, "t0": 1.0},
+                (0.944238974511, -2.02788798131, 0.497057897113, 0.0493279971095),
+                steps=6,
+                states={"ax": (0.960627553964, -2.01594869561, 0.475349000478, 0.124271051159)},
+            ),
+        ),
+        unlike={
+            "every state counts": "ax is an average of the parameters, which nothing reads",
+            "states stay finite": "ax is as infinite as the parameter",
+        },
+        bytes_moved=20,
     ),
     Case(
         fusedopt.RMSprop,
@@ -374,10 +504,15 @@ def each_case_with(*holds: str) -> Any:
     return pytest.mark.parametrize("case", cases)
 
 
-def each_combination(*holds: str) -> Any:
-    """Each case with its valid options; without those of which `unlike` says that one of these does not hold."""
+def each_combination(*holds: str, own: bool = False) -> Any:
+    """Each case with its valid options; without those of which `unlike` says that one of these does not hold.
+
+    Args:
+        own: Also with those options that the reference does not have.
+    """
     cases = [case for case in CASES if not case.unlike.keys() & set(holds)]
-    combinations = [pytest.param(case, o, id=_title(case, o)) for case in cases for o in case.valid()]
+    options = {case.name: case.variants() if own else case.valid() for case in cases}
+    combinations = [pytest.param(case, o, id=_title(case, o)) for case in cases for o in options[case.name]]
     return pytest.mark.parametrize(("case", "options"), combinations)
 
 

@@ -23,6 +23,15 @@ from fusedopt import rules
 from fusedopt.rules.rule import is_flag
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _torch_in_float64():
+    """Where that is its default, torch keeps numbers as NAdam's mu_product in float64; else in float32."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
 def torch_steps(case, options, parameter, gradients):
     """The parameter and the optimizer's state of it, after each step."""
     tensor = torch.nn.Parameter(torch.from_numpy(parameter.copy()))
@@ -58,27 +67,30 @@ def test_known_results(case, golden):
             plain.rule = dataclasses.replace(plain.rule, lr=golden.lrs[step])
         plain.update(GOLDEN_GRADIENTS[step % 3])
     np.testing.assert_allclose(plain.parameter, golden.parameter, rtol=0, atol=1e-11)  # written with 12 digits
+    for name, expected in golden.states.items():
+        np.testing.assert_allclose(plain.states[name], expected, rtol=0, atol=1e-11)
 
 
-@each_combination()
+@each_combination("every state counts", own=True)
 def test_every_state_counts(case, options):
     plain = Plain(case.rule(**options), ordinary(100, "float64", 1))
-    plain.update(ordinary(100, "float64", 2))
+    for step in range(6):  # RAdam reads its second moment from the sixth step on
+        plain.update(ordinary(100, "float64", 10 + step))
     for name in plain.states:
         results = []
         for kept in (1, 0):
             other = copy.deepcopy(plain)
             other.states[name] *= kept
-            other.update(0.01 * ordinary(100, "float64", 3))
+            other.update(ordinary(100, "float64", 3))
             results.append(other.parameter)
         assert (results[0] != results[1]).any(), name
 
 
 def without_decay(case, options):
-    return {**options, "weight_decay": 0.0} if "weight_decay" in case.rule.options() else options
+    return {**options, **{name: 0.0 for name in ("weight_decay", "lambd") if name in case.rule.options()}}
 
 
-@each_combination()
+@each_combination(own=True)
 def test_the_first_step_is_what_the_equations_reduce_to(case, options):
     options = without_decay(case, options)
     gradient = ordinary(100, "float64", 1)
@@ -88,7 +100,7 @@ def test_the_first_step_is_what_the_equations_reduce_to(case, options):
     np.testing.assert_allclose(plain.parameter, expected, rtol=1e-13)
 
 
-@each_combination("a zero gradient leaves the parameter")
+@each_combination("a zero gradient leaves the parameter", own=True)
 def test_a_zero_gradient_from_the_start_leaves_only_decay(case, options):
     start = ordinary(100, "float64", 1)
     plain = Plain(case.rule(**without_decay(case, options)), start)
@@ -102,7 +114,7 @@ def test_a_zero_gradient_from_the_start_leaves_only_decay(case, options):
     assert (decaying.parameter != start).all()
 
 
-@each_combination("a zero gradient leaves the parameter")
+@each_combination("a zero gradient leaves the parameter", own=True)
 def test_a_zero_gradient_later_moves_on_where_there_is_momentum(case, options):
     plain = Plain(case.rule(**without_decay(case, options)), ordinary(100, "float64", 1))
     plain.update(ordinary(100, "float64", 2))
@@ -112,7 +124,7 @@ def test_a_zero_gradient_later_moves_on_where_there_is_momentum(case, options):
     assert moved.all() if case.coasts(options) else not moved.any()
 
 
-@each_combination("infinity stays")
+@each_combination("infinity stays", own=True)
 def test_without_decay_an_infinite_parameter_stays_infinite(case, options):
     """0 * inf is NaN, so a decay of zero must leave its term out, as torch does."""
     start = np.array([np.inf, -np.inf, 1.0])
@@ -121,10 +133,11 @@ def test_without_decay_an_infinite_parameter_stays_infinite(case, options):
         plain.update(np.array([0.1, 0.2, 0.3]))
     assert_same_bits(plain.parameter[:2], start[:2])
     assert np.isfinite(plain.parameter[2])
-    assert all(np.isfinite(array).all() for array in plain.states.values())
+    if "states stay finite" not in case.unlike:
+        assert all(np.isfinite(array).all() for array in plain.states.values())
 
 
-@each_combination("lr of zero moves nothing")
+@each_combination("lr of zero moves nothing", own=True)
 def test_a_learning_rate_of_zero_moves_nothing_and_makes_no_nan(case, options):
     start = ordinary(100, "float64", 1)
     plain = Plain(case.rule(**{**options, "lr": 0.0}), start)
@@ -133,7 +146,7 @@ def test_a_learning_rate_of_zero_moves_nothing_and_makes_no_nan(case, options):
     assert_same_bits(plain.parameter, start)
 
 
-@each_combination()
+@each_combination(own=True)
 def test_a_rule_writes_into_nothing_that_it_is_given(case, options):
     plain = Plain(case.rule(**options), extreme(1000, "float32", 1))
     for step in range(2):  # float32 arrays are handed to the rule's update as they are

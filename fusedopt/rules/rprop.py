@@ -23,8 +23,8 @@ class Rprop(Rule):
 
     `lr` is the first step's size, and has no effect after it, as in torch.
 
-    Source: Riedmiller & Braun 1993, "A direct adaptive method for faster backpropagation learning: the RPROP algorithm";
-    `torch.optim.Rprop`.
+    Source: Riedmiller & Braun 1993, "A direct adaptive method for faster backpropagation learning: the RPROP
+    algorithm"; `torch.optim.Rprop`.
     """
 
     lr: float = hyperparameter(1e-2, "[0, inf)", "size of each element's first step; not read later")

@@ -120,11 +120,13 @@ class Rule:
         scalar_state: Initial values of the float64 scalars kept for each parameter, by name.
         step_key: The counter's key in state dicts. None: the counter is not in them; it is the age of the state, which
             starts from the gradient, so `step == 1` means that the state arrays hold nothing yet.
+        eager_state: Whether the state is made with the optimizer, not at each parameter's first step.
     """
 
     state: ClassVar[tuple[str | State, ...]] = ()
     scalar_state: ClassVar[Mapping[str, float]] = {}
     step_key: ClassVar[str | None] = "step"
+    eager_state: ClassVar[bool] = False
 
     # What every rule has: how the gradient is prepared before `update` has it.
     loss_scale: float = hyperparameter(
@@ -220,10 +222,14 @@ class Rule:
         """Every state array that some variant of the rule keeps."""
         return tuple(State(entry) if isinstance(entry, str) else entry for entry in cls.state)
 
+    def states(self) -> tuple[State, ...]:
+        """The state arrays that the rule keeps with these flags."""
+        return tuple(state for state in self.all_states() if state.when is None or bool(getattr(self, state.when)))
+
     @functools.cached_property
     def kept_states(self) -> tuple[str, ...]:
-        """Names of the state arrays that the rule keeps with these flags."""
-        return tuple(s.name for s in self.all_states() if s.when is None or bool(getattr(self, s.when)))
+        """Their names."""
+        return tuple(state.name for state in self.states())
 
     @property
     def counts(self) -> bool:

@@ -8,6 +8,45 @@ from fusedopt.torch.optimizer import Optimizer
 
 RULES: dict[str, type[Rule]]
 
+class Adadelta(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1.0,
+        rho: float | Tensor = 0.9,
+        eps: float | Tensor = 1e-06,
+        weight_decay: float | Tensor = 0.0,
+        foreach: bool | None = None,
+        *,
+        capturable: bool = False,
+        maximize: bool = False,
+        differentiable: bool = False,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class Adagrad(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.01,
+        lr_decay: float | Tensor = 0.0,
+        weight_decay: float | Tensor = 0.0,
+        initial_accumulator_value: float | Tensor = 0.0,
+        eps: float | Tensor = 1e-10,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        eps_inside_sqrt: bool = False,
+        update_accumulator: bool = True,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
 class Adam(Optimizer):
     def __init__(
         self,
@@ -52,6 +91,44 @@ class AdamW(Optimizer):
         corrected_eps: bool = True,
         bias_correction: bool = True,
         nesterov: bool = False,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class Adamax(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.002,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float | Tensor = 1e-08,
+        weight_decay: float | Tensor = 0.0,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        eps_in_denominator: bool = False,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class ASGD(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.01,
+        lambd: float | Tensor = 0.0001,
+        alpha: float | Tensor = 0.75,
+        t0: float | Tensor = 1000000.0,
+        weight_decay: float | Tensor = 0.0,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        *,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
         write_back_gradients: bool = True,
     ) -> None: ...
 
@@ -114,6 +191,26 @@ class Momentum(Optimizer):
         write_back_gradients: bool = True,
     ) -> None: ...
 
+class NAdam(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.002,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float | Tensor = 1e-08,
+        weight_decay: float | Tensor = 0.0,
+        momentum_decay: float | Tensor = 0.004,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
 class ProximalAdagrad(Optimizer):
     def __init__(
         self,
@@ -131,6 +228,25 @@ class ProximalAdagrad(Optimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class RAdam(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.001,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float | Tensor = 1e-08,
+        weight_decay: float | Tensor = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
         write_back_gradients: bool = True,
     ) -> None: ...
 
