@@ -415,6 +415,8 @@ CASES = (
                 (0.995864387409, -2.00264474028, 0.491980958917, 0.238950107598),
             ),
         ),
+        unlike={"float32 is near float64": "a small gradient, with weight decay's error, is divided by a small root"},
+        bytes_moved=36,
     ),
     Case(
         fusedopt.Rprop,
@@ -424,7 +426,12 @@ CASES = (
         first_move=lambda g, options: -np.clip(options["lr"], *options["step_sizes"]) * np.sign(g),
         coasts=lambda options: False,
         golden=(Golden({"lr": 0.1}, (0.85, -1.9, 0.28, 0.15)),),
-        unlike={"lr of zero moves nothing": "no step is below step_sizes[0]"},
+        unlike={
+            "lr of zero moves nothing": "no step is below step_sizes[0]",
+            "float32 is near float64": "a sign is right or wrong",
+            "infinities are remembered": "only the last gradient's sign is",
+        },
+        bytes_moved=28,
     ),
     Case(
         fusedopt.FTRL,
@@ -451,8 +458,10 @@ CASES = (
             "a zero gradient leaves the parameter": "it is made anew from z, which starts from zero",
             "infinity stays": "the parameter is made anew from z",
             "lr of zero moves nothing": "lr is above zero",
+            "float32 is near float64": "real powers have an accuracy of their own",
             "the first step starts from the parameter": "the parameter is made anew from z",
         },
+        bytes_moved=28,
     ),
     Case(
         fusedopt.ProximalAdagrad,
@@ -468,6 +477,7 @@ CASES = (
             ),
         ),
         unlike={"a zero gradient leaves the parameter": "l1 and l2 shrink it"},
+        bytes_moved=20,
     ),
     Case(
         fusedopt.Momentum,
@@ -486,6 +496,7 @@ CASES = (
                 (0.933209762551, -2.0236112251, 0.4259294848, 0.0579912252853),
             ),
         ),
+        bytes_moved=20,
     ),
 )
 

@@ -310,7 +310,7 @@ def test_a_wrong_hyperparameter_is_refused_wherever_it_is_given(case, name, valu
     (group,) = optimizer.param_groups
     for change in (
         group.__setitem__,
-        lambda name, value: group.update({"lr": 0.25, "weight_decay": 0.25, name: value}),
+        lambda name, value: group.update({"lr": 0.25, "maximize": True, name: value}),
     ):
         with pytest.raises(error, match=message):
             change(name, value)
@@ -570,7 +570,8 @@ def test_infinite_and_nan_gradients_do_what_the_mathematics_says_alike_everywher
         arrays += [array] if array.ndim else []
     kept = [np.isfinite(array.astype(np.float64)) for array in arrays]
     assert np.all(kept, axis=0)[finite].all()  # nobody else is touched
-    assert not np.all(kept, axis=0)[~finite].any()  # and a rule that takes a sign remembers it
+    if "infinities are remembered" not in case.unlike:
+        assert not np.all(kept, axis=0)[~finite].any()  # and a rule that takes a sign remembers it
 
 
 def test_an_infinite_gradient_moves_sgd_to_infinity(device):

@@ -57,9 +57,9 @@ class FTRL(Rule):
         if self.maximize:
             g = -g
         g = np.where(c.weight_decay != 0, g + c.weight_decay * p, g)
+        before = _powered(s.moments, c) / c.lr  # 1 / each element's own learning rate
         moments = s.moments + g * g
-        # What the parameter's part of z is divided by: 1 / the learning rate of each element.
-        before, after = (_powered(n, c) / c.lr for n in (s.moments, moments))
+        after = _powered(moments, c) / c.lr
         linear = s.linear
         if self.linear_init_from_param:
             linear = np.where(c.first, -p * (before + c.twice_l2) - c.l1 * sign(p), linear)
