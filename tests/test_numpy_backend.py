@@ -9,6 +9,7 @@ import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from cases import (
     ordinary,
 )
 from devices import DEVICES, NUMBA
-from fusedopt import rules
+from fusedopt import cuda_text, rules
 from fusedopt.backends import numpy as numpy_backend
 from fusedopt.backends import threads
 from fusedopt.backends.numpy import BLOCK
@@ -387,9 +388,18 @@ def test_random_rules_are_executed_as_the_plain_function(body, one, other, scale
 
 @pytest.mark.parametrize("device", [*DEVICES, NUMBA], indirect=True, scope="module")
 @settings(max_examples=3, deadline=None, phases=[Phase.explicit, Phase.generate])  # each compiles: no shrinking
-@example(EXCHANGES, 1.0, 1.0, 3.0, ordinary, 0)
-@given(st.lists(bodies(), min_size=4, max_size=4), uniform, uniform, scales, some_values, st.integers(0, 1000))
-def test_random_rules_are_the_same_on_every_device(device, four_bodies, one, other, scale, values, seed):
+@example(EXCHANGES, 1.0, 1.0, 3.0, ordinary, 0, 1)
+@given(
+    st.lists(bodies(), min_size=4, max_size=4),
+    *(uniform, uniform, scales, some_values, st.integers(0, 1000)),
+    st.sampled_from([1, cuda_text.LONG_BRANCH]),
+)
+def test_random_rules_are_the_same_on_every_device(device, four_bodies, one, other, scale, values, seed, long_branch):
+    with mock.patch.object(cuda_text, "LONG_BRANCH", long_branch):
+        check_random_rules(device, four_bodies, one, other, scale, values, seed)
+
+
+def check_random_rules(device, four_bodies, one, other, scale, values, seed):
     flags = [{"odd": odd, "high": high} for odd in (False, True) for high in (False, True)]
     options = [{"one": one, "other": other, **some} for some in flags]
     arrays = [values(40, dtype, seed) for dtype in ("float32", "float64")]
