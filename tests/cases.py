@@ -384,6 +384,8 @@ CASES = (
         unlike={
             "every state counts": "ax is an average of the parameters, which nothing reads",
             "states stay finite": "ax is as infinite as the parameter",
+            "no result is a copy": "ax is the new parameter while mu is 1",
+            "every state is loaded": "ax is not read while mu is 1",
         },
         bytes_moved=20,
     ),
@@ -507,6 +509,16 @@ def _title(case: Case, options: Options) -> str:
 
 
 each_case = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
+# torch's contract is kept by the adapter, which sees a rule's states and steps, not its equations. So one rule of each
+# kind will do: a state that starts from the gradient, flags, a state that is there before the first step. (Scalar state
+# is tried with rules of the tests' own: torch keeps its in float32.)
+ONE_OF_EACH_KIND = [case for case in CASES if case.name in ("SGD", "Adam", "AdamW", "Adagrad")]
+each_kind = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in ONE_OF_EACH_KIND])
+each_lazy_kind = pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name) for case in ONE_OF_EACH_KIND if not case.rule.eager_state]
+)
+TORCHS_OWN = [case for case in CASES if case.reference.__module__.startswith("torch.optim")]
+each_of_torchs = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in TORCHS_OWN])
 
 
 def each_case_with(*holds: str) -> Any:

@@ -244,16 +244,24 @@ class WithError(NDArrayOperatorsMixin):
         return WithError(np.where(condition.exact, x.exact, y.exact), error)
 
 
+def scalars_of(rule, step, scalar_state):
+    """What `scalars` gives for `update`, in float64, and the scalar state after it."""
+    with np.errstate(all="ignore"):
+        scalars = vars(rule.in_float64().scalars(np.float64(step), Values(**scalar_state)))
+    advanced = {name: scalars.pop(name) for name in scalar_state}
+    return scalars, advanced
+
+
 @each_combination("float32 is near float64")
 def test_float32_is_as_near_to_float64_as_its_operations_allow(case, options):
     size = 4097
     parameter, gradient = ordinary(size, "float32", 1), ordinary(size, "float32", 2)
     both = Both(case.optimizer, (options, [parameter]))
     rule = case.rule(**options)
-    states = {state.name: np.full(size, np.float64(np.float32(rule.initial(state)))) for state in rule.all_states()}
-    states = {name: states[name] for name in rule.kept_states}
+    states = {state.name: np.full(size, np.float32(rule.initial(state)), np.float64) for state in rule.states()}
+    scalar_state = dict(rule.scalar_state)
     for step in range(1, 4):
-        scalars = vars(rule.in_float64().scalars(np.float64(step), Values()))
+        scalars, scalar_state = scalars_of(rule, step, scalar_state)
         p, new = rule.update(
             WithError(both.plains[0].parameter),
             WithError(gradient),
@@ -315,7 +323,7 @@ def test_halves_are_computed_in_float32_and_rounded_once(case, dtype):
 def calls(rule, dtype="float32"):
     """Names of the functions that a step of the rule calls for each block, and how many scratch arrays it needs."""
     traced = trace(rule)
-    scalars = vars(rule.in_float64().scalars(np.float64(2), Values()))
+    scalars, _ = scalars_of(rule, 2, rule.scalar_state)
     uniform = {"c.grad_scale": 1.0} | {f"c.{name}": float(value) for name, value in scalars.items()}
     conditions = []
     for number in uniform_conditions(traced.body):  # a comparison with a constant, or a value itself
@@ -338,14 +346,14 @@ def test_what_does_not_apply_is_not_computed():
     assert calls(unchanged.rule()) == (["convert"], 0)  # of the gradient, to "seen"
 
 
-@each_combination()
+@each_combination("no result is a copy")
 def test_no_result_is_copied_to_its_place(case, options):
     """Each is computed there: a copy would be one more pass."""
     functions, _ = calls(case.rule(**options))
     assert "convert" not in functions
 
 
-@each_combination()
+@each_combination("every state is loaded")
 def test_halves_are_loaded_and_stored_once_each(case, options):
     rule = case.rule(**options)
     functions, _ = calls(rule, "float16")

@@ -261,8 +261,11 @@ def test_a_parameter_without_gradient_is_left_alone(device, case):
     give_gradients(device, [first, frozen])
     frozen.requires_grad = False
     optimizer.step()
-    assert list(optimizer.state) == [first]
-    assert optimizer.state[second] == optimizer.state[frozen] == {}
+    if case.rule.eager_state:
+        assert [float(entry["step"]) for entry in optimizer.state.values()] == [1, 0, 0]
+    else:
+        assert list(optimizer.state) == [first]
+        assert optimizer.state[second] == optimizer.state[frozen] == {}
     for parameter in (second, frozen):
         np.testing.assert_array_equal(device.host(parameter.data), np.ones(parameter.shape, np.float32))
     assert (device.host(first.data) != 1).all()

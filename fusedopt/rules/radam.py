@@ -13,7 +13,7 @@ from fusedopt.rules.rule import Rule, Values, hyperparameter
 
 @dataclass(frozen=True)
 class RAdam(Rule):
-    """Rectified Adam. Of how many gradients the second moment is an average, rho says:
+    """Rectified Adam; rho says of how many gradients the second moment is an average.
 
         rho <- n - 2 t beta2^t / (1 - beta2^t)                     n = 2 / (1 - beta2) - 1
         r <- sqrt((rho - 4) (rho - 2) n / ((n - 4) (n - 2) rho))
