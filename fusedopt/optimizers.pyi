@@ -51,6 +51,9 @@ class Adam(Optimizer):
         clip_value: float = 0.0,
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
+        corrected_eps: bool = True,
+        bias_correction: bool = True,
+        nesterov: bool = False,
     ) -> None: ...
 
 class AdamW(Optimizer):
@@ -66,6 +69,9 @@ class AdamW(Optimizer):
         loss_scale: float = 1.0,
         clip_value: float = 0.0,
         maximize: bool = False,
+        corrected_eps: bool = True,
+        bias_correction: bool = True,
+        nesterov: bool = False,
     ) -> None: ...
 
 class Adamax(Optimizer):
@@ -98,6 +104,23 @@ class ASGD(Optimizer):
         maximize: bool = False,
     ) -> None: ...
 
+class FTRL(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.001,
+        lr_power: float = -0.5,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        initial_accumulator_value: float = 0.1,
+        weight_decay: float = 0.0,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+        linear_init_from_param: bool = False,
+    ) -> None: ...
+
 class Lion(Optimizer):
     def __init__(
         self,
@@ -105,6 +128,20 @@ class Lion(Optimizer):
         lr: float = 0.0001,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+    ) -> None: ...
+
+class Momentum(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.001,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
         *,
         loss_scale: float = 1.0,
         clip_value: float = 0.0,
@@ -127,6 +164,21 @@ class NAdam(Optimizer):
         maximize: bool = False,
     ) -> None: ...
 
+class ProximalAdagrad(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.001,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        initial_accumulator_value: float = 0.1,
+        weight_decay: float = 0.0,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+    ) -> None: ...
+
 class RAdam(Optimizer):
     def __init__(
         self,
@@ -136,6 +188,38 @@ class RAdam(Optimizer):
         eps: float = 1e-08,
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+    ) -> None: ...
+
+class RMSprop(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.01,
+        alpha: float = 0.99,
+        eps: float = 1e-08,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+        square_avg_init: float = 0.0,
+        eps_inside_sqrt: bool = False,
+        lr_in_momentum: bool = False,
+    ) -> None: ...
+
+class Rprop(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.01,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-06, 50.0),
         *,
         loss_scale: float = 1.0,
         clip_value: float = 0.0,
@@ -155,4 +239,5 @@ class SGD(Optimizer):
         loss_scale: float = 1.0,
         clip_value: float = 0.0,
         maximize: bool = False,
+        lr_in_momentum: bool = False,
     ) -> None: ...

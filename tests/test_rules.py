@@ -35,7 +35,7 @@ def _torch_in_float64():
 def torch_steps(case, options, parameter, gradients):
     """The parameter and the optimizer's state of it, after each step."""
     tensor = torch.nn.Parameter(torch.from_numpy(parameter.copy()))
-    optimizer = case.reference([tensor], **options)
+    optimizer = case.reference_of(options)([tensor], **options)
     for gradient in gradients:
         tensor.grad = torch.from_numpy(gradient.copy())
         optimizer.step()
@@ -107,7 +107,7 @@ def test_a_zero_gradient_from_the_start_leaves_only_decay(case, options):
     for _ in range(3):
         plain.update(np.zeros(100))
     assert_same_bits(plain.parameter, start)
-    if "weight_decay" not in case.choices:
+    if "weight_decay" not in case.rule.options():
         return
     decaying = Plain(case.rule(**{**options, "weight_decay": 0.1}), start)
     decaying.update(np.zeros(100))
@@ -245,35 +245,35 @@ EDGE = {
 
 
 def numeric_options(case):
-    """Name, default and range of each hyperparameter that is a number or a tuple of them."""
+    """Name, default and ranges of each hyperparameter that is a number or a tuple of them."""
     for name, field in case.rule.options().items():
         if field.init and not is_flag(field):
-            yield name, field.default, field.metadata["interval"].text
+            ranges = field.metadata["interval"]
+            yield name, field.default, ranges if isinstance(ranges, tuple) else (ranges,)
 
 
-def with_number(default, value):
-    """The value where the default is a number; in each place in turn where it is a tuple."""
-    if not isinstance(default, tuple):
-        return [value]
-    return [(*default[:i], value, *default[i + 1 :]) for i in range(len(default))]
+def with_number(default, value, place):
+    """The value where the default is a number; in one place of it where it is a tuple."""
+    return (*default[:place], value, *default[place + 1 :]) if isinstance(default, tuple) else value
 
 
 @each_case
 def test_numbers_out_of_range_are_refused_by_name_value_and_range(case):
-    for name, default, interval in numeric_options(case):
-        for value in (*OUTSIDE[interval], np.nan):
-            for place, options in enumerate(with_number(default, value)):
+    for name, default, ranges in numeric_options(case):
+        for place, interval in enumerate(ranges):
+            for value in (*OUTSIDE[interval.text], np.nan):
                 with pytest.raises(ValueError) as error:
-                    case.rule(**{name: options})
+                    case.rule(**{name: with_number(default, value, place)})
                 what = f"{name}[{place}]" if isinstance(default, tuple) else name
-                assert str(error.value) == f"{case.name}: {what} must be in {interval}, got {value}."
+                assert str(error.value) == f"{case.name}: {what} must be in {interval.text}, got {value}."
 
 
 @each_case
 def test_numbers_at_the_edge_of_their_range_are_taken(case):
-    for name, default, interval in numeric_options(case):
-        for value in EDGE[interval]:
-            for options in with_number(default, value):
+    for name, default, ranges in numeric_options(case):
+        for place, interval in enumerate(ranges):
+            for value in EDGE[interval.text]:
+                options = with_number(default, value, place)
                 assert getattr(case.rule(**{name: options}), name) == options
 
 
@@ -290,8 +290,8 @@ def test_what_torch_refuses_is_refused(case):
 @each_case
 @pytest.mark.parametrize("value", [-1.0, -1e-9, 1.0, 2.0, np.nan])
 def test_numbers_that_torch_refuses_are_refused(case, value):
-    for name, default, _ in numeric_options(case):
-        for options in with_number(default, value):
+    for name, default, ranges in numeric_options(case):
+        for options in (with_number(default, value, place) for place in range(len(ranges))):
             if name not in case.rule.common_defaults() and not case.accepts({name: options}):
                 with pytest.raises(ValueError, match=f"^{case.name}: "):
                     case.rule(**{name: options})
@@ -300,8 +300,8 @@ def test_numbers_that_torch_refuses_are_refused(case, value):
 @each_case
 @pytest.mark.parametrize("value", ["0.1", None, [0.1], 1j, True, np.True_, np.ones(2)])
 def test_what_is_no_number_is_refused(case, value):
-    for name, default, _ in numeric_options(case):
-        for options in with_number(default, value):
+    for name, default, ranges in numeric_options(case):
+        for options in (with_number(default, value, place) for place in range(len(ranges))):
             with pytest.raises((TypeError, ValueError), match=f"^{case.name}: {name}"):
                 case.rule(**{name: options})
 
@@ -309,9 +309,9 @@ def test_what_is_no_number_is_refused(case, value):
 @each_case
 @pytest.mark.parametrize("kind", [int, np.float32, np.int64, np.array, Fraction])
 def test_numbers_of_any_kind_become_floats(case, kind):
-    for name, default, _ in numeric_options(case):
-        interval = case.rule.options()[name].metadata["interval"]
-        for options in [o for number in (0, 1) if number in interval for o in with_number(default, kind(number))]:
+    for name, default, ranges in numeric_options(case):
+        taken = [(number, place) for place, interval in enumerate(ranges) for number in (0, 1, 2) if number in interval]
+        for options in [with_number(default, kind(number), place) for number, place in taken]:
             value = getattr(case.rule(**{name: options}), name)
             parts = value if isinstance(value, tuple) else (value,)
             assert all(type(part) is float for part in parts)

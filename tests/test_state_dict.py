@@ -26,6 +26,7 @@ SETTINGS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
     "SGD with nesterov": (SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
     "Adam with amsgrad": (Adam, {"lr": 0.1, "betas": (0.5, 0.9), "weight_decay": 0.01, "amsgrad": True}),
 }
+REFERENCES = {case.optimizer: case.reference for case in CASES}
 each_setting = pytest.mark.parametrize(("kind", "options"), SETTINGS.values(), ids=SETTINGS)
 TORCHS_OWN = {name: setting for name, setting in SETTINGS.items() if hasattr(torch.optim, setting[0].__name__)}
 each_setting_of_torch = pytest.mark.parametrize(("kind", "options"), TORCHS_OWN.values(), ids=TORCHS_OWN)
@@ -412,7 +413,7 @@ def assert_close_to_torch(device: Any, parameters: list[Parameter], theirs: list
 def torch_groups(kind: type[Optimizer], options: dict[str, Any], parameters: list[Parameter], device: Any) -> Any:
     theirs = [torch.from_numpy(device.host(p.data)) for p in parameters]
     groups = [{"params": theirs[:2]}, {"params": theirs[2:], "lr": 0.05}]
-    return theirs, getattr(torch.optim, kind.__name__)(groups, **options)
+    return theirs, REFERENCES[kind](groups, **options)
 
 
 @pytest.fixture

@@ -13,9 +13,14 @@ from fusedopt.rules.arithmetic import real_power as real_power
 from fusedopt.rules.arithmetic import sign as sign
 from fusedopt.rules.arithmetic import smaller as smaller
 from fusedopt.rules.asgd import ASGD as ASGD
+from fusedopt.rules.ftrl import FTRL as FTRL
 from fusedopt.rules.lion import Lion as Lion
+from fusedopt.rules.momentum import Momentum as Momentum
 from fusedopt.rules.nadam import NAdam as NAdam
+from fusedopt.rules.proximal_adagrad import ProximalAdagrad as ProximalAdagrad
 from fusedopt.rules.radam import RAdam as RAdam
+from fusedopt.rules.rmsprop import RMSprop as RMSprop
+from fusedopt.rules.rprop import Rprop as Rprop
 from fusedopt.rules.rule import Rule as Rule
 from fusedopt.rules.rule import State as State
 from fusedopt.rules.rule import Values as Values

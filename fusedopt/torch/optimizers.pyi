@@ -65,6 +65,9 @@ class Adam(Optimizer):
         decoupled_weight_decay: bool = False,
         loss_scale: float | Tensor = 1.0,
         clip_value: float | Tensor = 0.0,
+        corrected_eps: bool = True,
+        bias_correction: bool = True,
+        nesterov: bool = False,
         write_back_gradients: bool = True,
     ) -> None: ...
 
@@ -85,6 +88,9 @@ class AdamW(Optimizer):
         fused: bool | None = None,
         loss_scale: float | Tensor = 1.0,
         clip_value: float | Tensor = 0.0,
+        corrected_eps: bool = True,
+        bias_correction: bool = True,
+        nesterov: bool = False,
         write_back_gradients: bool = True,
     ) -> None: ...
 
@@ -126,6 +132,28 @@ class ASGD(Optimizer):
         write_back_gradients: bool = True,
     ) -> None: ...
 
+class FTRL(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.001,
+        lr_power: float | Tensor = -0.5,
+        l1: float | Tensor = 0.0,
+        l2: float | Tensor = 0.0,
+        initial_accumulator_value: float | Tensor = 0.1,
+        weight_decay: float | Tensor = 0.0,
+        *,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        maximize: bool = False,
+        linear_init_from_param: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
 class Lion(Optimizer):
     def __init__(
         self,
@@ -133,6 +161,25 @@ class Lion(Optimizer):
         lr: float | Tensor = 0.0001,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.99),
         weight_decay: float | Tensor = 0.0,
+        *,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class Momentum(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.001,
+        momentum: float | Tensor = 0.9,
+        weight_decay: float | Tensor = 0.0,
+        nesterov: bool = False,
         *,
         loss_scale: float | Tensor = 1.0,
         clip_value: float | Tensor = 0.0,
@@ -164,6 +211,26 @@ class NAdam(Optimizer):
         write_back_gradients: bool = True,
     ) -> None: ...
 
+class ProximalAdagrad(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.001,
+        l1: float | Tensor = 0.0,
+        l2: float | Tensor = 0.0,
+        initial_accumulator_value: float | Tensor = 0.1,
+        weight_decay: float | Tensor = 0.0,
+        *,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
 class RAdam(Optimizer):
     def __init__(
         self,
@@ -177,6 +244,46 @@ class RAdam(Optimizer):
         foreach: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
+        differentiable: bool = False,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class RMSprop(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.01,
+        alpha: float | Tensor = 0.99,
+        eps: float | Tensor = 1e-08,
+        weight_decay: float | Tensor = 0.0,
+        momentum: float | Tensor = 0.0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        square_avg_init: float | Tensor = 0.0,
+        eps_inside_sqrt: bool = False,
+        lr_in_momentum: bool = False,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class Rprop(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.01,
+        etas: tuple[float | Tensor, float | Tensor] = (0.5, 1.2),
+        step_sizes: tuple[float | Tensor, float | Tensor] = (1e-06, 50.0),
+        *,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
         differentiable: bool = False,
         loss_scale: float | Tensor = 1.0,
         clip_value: float | Tensor = 0.0,
@@ -199,5 +306,6 @@ class SGD(Optimizer):
         fused: bool | None = None,
         loss_scale: float | Tensor = 1.0,
         clip_value: float | Tensor = 0.0,
+        lr_in_momentum: bool = False,
         write_back_gradients: bool = True,
     ) -> None: ...
