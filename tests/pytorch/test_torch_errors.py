@@ -539,10 +539,8 @@ def test_a_non_leaf_that_retains_its_gradient_is_accepted_as_in_torch(kind):
 
 @each_kind
 def test_an_unknown_option_is_an_error_that_says_what_was_meant(kind):
-    with pytest.raises(
-        TypeError, match=rf"{kind.__name__} has no option 'wieght_decay'; did you mean 'weight_decay'\?"
-    ):
-        kind([leaf()], wieght_decay=0.1)
+    with pytest.raises(TypeError, match=rf"{kind.__name__} has no option 'maximise'; did you mean 'maximize'\?"):
+        kind([leaf()], maximise=True)
     with pytest.raises(TypeError, match="has no option 'colour'; it has lr, "):
         kind([leaf()], colour=1)
 
