@@ -72,7 +72,7 @@ def load(
     Raises:
         ValueError, TypeError, KeyError: As `fusedopt.Optimizer.load_state_dict`.
     """
-    rules, extras, entries = checked_groups(saved, groups, [rule] * len(groups), checked_rule)
+    rules, extras, entries = checked_groups(saved, groups, [rule] * len(groups), [{}] * len(groups), checked_rule)
     params = [(p, rule) for group, rule in zip(groups, rules) for p in group["params"]]
     names = [name for group in groups for name in _names(group)]
     checked = [
