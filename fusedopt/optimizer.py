@@ -12,7 +12,7 @@ import numpy as np
 
 from fusedopt import state_dict as _state_dict
 from fusedopt.backends import Backend, Plan, backend_of
-from fusedopt.groups import Group, changed_rule, groups_of, of_group, scheduled_rule
+from fusedopt.groups import Group, groups_of, of_group, scheduled_rule
 from fusedopt.layout import Arena, Changes, device_of, spans_of
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule, check_declaration
@@ -95,13 +95,10 @@ class Optimizer:
         for name in options:
             if name not in known:
                 raise TypeError(self.rule.unknown_option(name))
-        positional = [name for name, field in known.items() if field.init and not field.kw_only]
-        schedules = schedules_in(self.rule, {**dict(zip(positional, args)), **options})
-        first = {name: schedule(0) for name, schedule in schedules.items()}
-        args = tuple(first.get(name, value) for name, value in zip(positional, args)) + args[len(positional) :]
-        options |= {name: first[name] for name in options if name in first}
         fixed = {name: options.pop(name) for name in list(options) if not known[name].init}
-        default = changed_rule(self.rule(*args, **options), fixed)
+        given = inspect.signature(self.rule).bind(*args, **options).arguments | fixed
+        schedules = schedules_in(self.rule, given)
+        default = scheduled_rule(self.rule(), schedules, 0, given)
         self.defaults: dict[str, Any] = default.shown() | schedules
         self._begin()
         self._add(groups_of(params))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -60,14 +59,22 @@ def number_at(what: str, schedule: Function, step: int) -> Any:
 
 def changes_some(rule: Rule, values: Mapping[str, Any]) -> bool:
     """Whether some of the values are not those that the rule has already."""
-    return any(type(value) is not float or value != getattr(rule, name) for name, value in values.items())
+    return any(
+        isinstance(value, bool) or not isinstance(value, (int, float)) or value != getattr(rule, name)
+        for name, value in values.items()
+    )
 
 
 def explained(error: Exception, schedules: Mapping[str, Function], step: int) -> Exception:
     """The error of a wrong number, with the schedule that it comes from."""
     named = [name for name in schedules if f": {name} " in str(error)] or list(schedules)
-    sources = ", ".join(f"{name} follows {reprlib.repr(schedules[name])}" for name in named)
+    sources = " and ".join(f"{name} follows {_title(schedules[name])}" for name in named)
     return type(error)(f"{error} At step {step}, where {sources}.") if named else error
+
+
+def _title(schedule: Function) -> str:
+    text = str(getattr(schedule, "__qualname__", schedule))
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def check_lengths(groups: Iterable[Mapping[str, Function]]) -> None:
