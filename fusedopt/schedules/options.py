@@ -24,6 +24,8 @@ def schedules_in(rule: type[Rule], options: Mapping[str, Any]) -> dict[str, Func
     found: dict[str, Function] = {}
     known = rule.options()
     for name, value in options.items():
+        if type(value) is float:  # as nearly all are
+            continue
         field = known.get(name)
         if field is None or is_flag(field) or isinstance(field.default, tuple):
             continue

@@ -19,8 +19,8 @@ from fusedopt.torch import places
 from fusedopt.torch import state_dict as _state_dict
 from fusedopt.torch.arguments import FLAGS, by_name, check_flags, check_keys, check_params, docstring, signature
 from fusedopt.torch.binding import GRADIENT, Binding, Selection
-from fusedopt.torch.candidate import Candidate
-from fusedopt.torch.groups import ReadGroup, read
+from fusedopt.torch.candidate import Candidate, begun
+from fusedopt.torch.groups import ReadGroup, checked_rule, read
 from fusedopt.torch.schedules import Schedules, found_in, rule_at
 from fusedopt.torch.slots import Counter
 from fusedopt.torch.tensors import local, placements, untraced
@@ -137,6 +137,13 @@ class Optimizer(torch.optim.Optimizer):
             param_group |= {name: getattr(rule, name) for name in schedules}
         super().add_param_group(param_group)
         self._schedules.add(self.param_groups, schedules)
+        if self.rule.eager_state:
+            group = self.param_groups[-1]
+            rule = checked_rule(self.rule(), group)
+            for p in group["params"]:
+                counter = begun(p, self.state[p], rule)
+                if counter is not None:
+                    self._counters[p] = counter
 
     @property
     def schedules(self) -> tuple[Mapping[str, Any], ...]:
@@ -334,6 +341,13 @@ class Optimizer(torch.optim.Optimizer):
         return counters
 
     # --- state dicts and copies
+
+    def share_memory(self) -> None:
+        """Move the state arrays that are there to memory that processes share, as `torch.optim.Adagrad` can."""
+        for p, entry in self.state.items():
+            for name in self.rule().kept_states if isinstance(p, torch.Tensor) else ():
+                if name in entry:
+                    entry[name].share_memory_()
 
     @untraced
     def state_dict(self) -> dict[str, Any]:
