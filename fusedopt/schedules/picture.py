@@ -33,7 +33,7 @@ def plot(
         from matplotlib.figure import Figure  # an extra
     except ImportError as error:
         raise ImportError(f"plot needs matplotlib ({error}); pip install 'fusedopt[plot]'.") from None
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for place, (name, schedule) in enumerate(_by_name(schedules).items()):
         colour, dash = COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
@@ -42,7 +42,7 @@ def plot(
     axes.set(xlabel="step", ylabel="value", ylim=(0, None))
     axes.grid(color="0.9", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside upper left", ncols=2, fontsize=8, frameon=False)
     if path is not None:
         figure.savefig(path, dpi=110)
     return figure
