@@ -18,9 +18,9 @@ LAYERS = (
     ("version", "rules", "schedules"),
     ("tracing", "layout", "parameter"),
     ("cuda_text", "compiler", "backends"),
-    ("groups", "state_dict", "optimizer", "checkpoint", "functional", "clipping"),
-    ("optimizers", "__init__"),
-    ("torch", "mindspore", "megengine", "testing", "stubs", "cli", "__main__"),
+    ("groups", "state_dict", "optimizer", "checkpoint", "single_step", "rule_functions", "clipping"),
+    ("optimizers", "functional", "__init__"),
+    ("torch", "mindspore", "megengine", "testing", "stubs", "docs", "cli", "__main__"),
 )
 USERS_OF_CUPY = {"compiler", "backends.cuda"}
 
