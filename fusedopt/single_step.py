@@ -109,7 +109,7 @@ def updated(rule: Rule, what: str, p: Any, g: Any, given: Mapping[str, Any], ste
                 arrays[state.name] = arrays[state.name].copy()
     begun = np.array([step - 1, *scalar_state.values(), 0.0], np.float64)
     after = _scalars_after(rule, begun[0] + 1, scalar_state)
-    _execute(backend, rule, p, g, list(arrays.values()), begun)
+    execute(backend, rule, p, g, list(arrays.values()), backend.asarray(begun))
     return result_type(type(rule))(**dict.fromkeys(state_names(type(rule))) | {"p": p, **arrays, **after})
 
 
@@ -212,11 +212,11 @@ def _scalars_after(rule: Rule, step: Any, scalar_state: Mapping[str, float]) -> 
     return {name: float(new.get(name, value)) for name, value in scalar_state.items()}
 
 
-def _execute(backend: Backend, rule: Rule, p: Any, g: Any, states: Sequence[Any], begun: Any) -> None:
+def execute(backend: Backend, rule: Rule, p: Any, g: Any, states: Sequence[Any], counters: Any) -> None:
+    """One step in place, unchecked: C-contiguous arrays of a backend, and float64 counters as `Span` has them."""
     dtypes = p.dtype.name, g.dtype.name, states[0].dtype.name if states else p.dtype.name
     with backend.here():
         gradient = (g if g.flags.c_contiguous else g.copy()).reshape(-1)
     flat = [state.reshape(-1) for state in states]
-    counters = backend.asarray(begun)
     span = _Whole(_Group(rule), int(p.size), dtypes, p.reshape(-1), gradient, flat, counters)
     backend.plan([span]).step(None, None)
