@@ -1,6 +1,7 @@
 """`check_rule`: the library's rules pass, and each planted mistake is told with its name and its cure."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -252,8 +253,20 @@ def test_what_is_meant_is_left_out_by_name_and_what_may_be_is_a_note():
     assert report["nan"].detail == "left out by without="
     assert report["infinity"].outcome == "note"
     assert "becomes NaN where decay is 0, since 0 * inf is NaN;" in report["infinity"].detail
-    with pytest.raises(ValueError, match="there is no check 'NaN'; there are declaration, tracing, "):
-        check_rule(SignDescent, without=("NaN",))
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        ({"without": ("NaN",)}, ValueError, "check_rule: there is no check 'NaN'; there are declaration, tracing, "),
+        ({"results": ("avg",)}, ValueError, "check_rule: Good has no state 'avg'; it has exp_avg."),
+        ({"betta": 0.1}, TypeError, "check_rule: Good has no option 'betta'; did you mean 'beta'?"),
+        ({"lr": -1.0}, ValueError, "Good: lr must be in [0, inf), got -1.0."),
+    ],
+)
+def test_a_wrong_call_is_an_error_and_no_mistake_of_the_rule(words, error, message):
+    with pytest.raises(error, match="^" + re.escape(message)):
+        check_rule(Good, raise_on_failure=False, **words)
 
 
 def test_flags_that_go_only_with_some_numbers_are_combined_with_those():

@@ -5,10 +5,11 @@ It needs neither pytest nor a GPU; what is not here is skipped, and said so. `py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from fusedopt.rules.rule import Rule
+from fusedopt.rules.rule import Rule, check_declaration
+from fusedopt.single_step import state_names
 from fusedopt.testing import machines, mathematics, whole_optimizers
 from fusedopt.testing.report import FAILED, NOTED, PASSED, SKIPPED, Check, Failure, Note, Report, Skip
 from fusedopt.testing.subject import Subject, shown
@@ -66,10 +67,9 @@ def check_rule(
         TypeError, ValueError: It is no rule, or an option, a state or a check is unknown.
     """
     rule = getattr(rule, "rule", rule)
-    for name in without:
-        if name not in CHECKS:
-            raise ValueError(f"check_rule: there is no check {name!r}; there are {', '.join(CHECKS)}.")
-    subject, checks = Subject(rule, options, results), []
+    _check_call(rule, results, without, options)
+    checks: list[Check] = []
+    subject = Subject(rule, options, results)
     broken = ""
     for name, check in CHECKS.items():
         if broken:
@@ -85,6 +85,28 @@ def check_rule(
         first = report.failures[0]
         raise AssertionError(f"{title} fails the check {first.name!r}: {first.detail}")
     return report
+
+
+def _check_call(rule: Any, results: Collection[str], without: Collection[str], options: Mapping[str, Any]) -> None:
+    """Raise for arguments that make no sense, rather than call the rule wrong."""
+    for name in without:
+        if name not in CHECKS:
+            raise ValueError(f"check_rule: there is no check {name!r}; there are {', '.join(CHECKS)}.")
+    try:
+        check_declaration(rule)
+    except TypeError:  # a check of its own
+        return
+    states = state_names(rule)
+    for name in results:
+        if name not in states:
+            raise ValueError(
+                f"check_rule: {rule.__name__} has no state {name!r}; it has {', '.join(states) or 'none'}."
+            )
+    for name in options:
+        if name not in rule.options():
+            raise TypeError(f"check_rule: {rule.unknown_option(name)}")
+    if options:
+        rule(**options)
 
 
 def _outcome(name: str, check: Callable[[Subject], str], subject: Subject) -> Check:

@@ -76,8 +76,8 @@ def _idle(subject: Subject, name: str) -> str | None:
     if name in subject.results or any(_counts(rule, name) for rule in keeping):
         return None
     return (
-        f"changes nothing: the parameter does not depend on it; use it in update, or remove it. If it is a result, such "
-        f"as an average of the parameters, give results=({name!r},)."
+        f"changes nothing: the parameter does not depend on it; use it in update, or remove it. If it is a result, "
+        f"such as an average of the parameters, give results=({name!r},)."
     )
 
 
