@@ -42,6 +42,7 @@ class _Whole:
 
     group: Any
     size: int
+    shape: tuple[int, ...]
     dtypes: tuple[str, str, str]
     parameter: Any
     gradient: Any
@@ -218,5 +219,5 @@ def execute(backend: Backend, rule: Rule, p: Any, g: Any, states: Sequence[Any],
     with backend.here():
         gradient = (g if g.flags.c_contiguous else g.copy()).reshape(-1)
     flat = [state.reshape(-1) for state in states]
-    span = _Whole(_Group(rule), int(p.size), dtypes, p.reshape(-1), gradient, flat, counters)
+    span = _Whole(_Group(rule), int(p.size), tuple(p.shape), dtypes, p.reshape(-1), gradient, flat, counters)
     backend.plan([span]).step(None, None)

@@ -101,8 +101,7 @@ def _counts(rule: Rule, name: str) -> bool:
 
 def hyperparameters(subject: Subject) -> str:
     """Another value of each option gives another parameter or another state."""
-    options = {name: field for name, field in subject.rule.options().items() if field.init}
-    own = [name for name, field in options.items() if not field.metadata["common"]]
+    options, own = subject.rule.options(), subject.own()
     rules = list(dict.fromkeys((*subject.variants, subject.base)))
     idle = [name for name in own if not any(_matters(subject, rule, name) for rule in rules)]
     if idle:

@@ -18,6 +18,7 @@ Array = np.ndarray[Any, Any]
 Options = Mapping[str, Any]
 
 MOST_COMBINATIONS = 64
+SHARED = {field.name for field in dataclasses.fields(Rule)}  # what every rule has
 # Tried in turn where a hyperparameter should have another value; its range says which it can have.
 CANDIDATES = (0.1, 0.9, 0.5, 0.01, 1.0, 2.0, 0.0, 1e-3, 10.0, -0.5, 3.0, 1e-6, 1e3)
 EXTREMES = (
@@ -50,10 +51,14 @@ class Subject:
     def _numbers(self) -> dict[str, dataclasses.Field[Any]]:
         return {name: field for name, field in self.rule.options().items() if field.init and not is_flag(field)}
 
-    def switches(self, common: bool) -> list[str]:
+    def own(self) -> list[str]:
+        """Names of the options that can be set, without those that every rule has."""
+        return [name for name, field in self.rule.options().items() if field.init and name not in SHARED]
+
+    def switches(self, shared: bool) -> list[str]:
         """Flags and switches that can be set: the rule's own, or those that every rule has."""
         options = self.rule.options()
-        return [n for n in self.rule.switches() if options[n].init and options[n].metadata["common"] == common]
+        return [name for name in self.rule.switches() if options[name].init and (name in SHARED) == shared]
 
     def others(self, rule: Rule, name: str) -> Iterator[Rule]:
         """The rule with other values for one option, as far as it takes them."""
@@ -76,13 +81,13 @@ class Subject:
         A flag that goes with no number which `telling` has changed is combined with the caller's own numbers.
         """
         found = self._combined(self.telling)
-        for name in self.switches(common=False):
+        for name in self.switches(shared=False):
             if not any(_other(rule, self.telling, name) for rule in found):
                 found += [rule for rule in self._combined(self.base) if _other(rule, self.telling, name)]
         return found[:MOST_COMBINATIONS]
 
     def _combined(self, start: Rule) -> list[Rule]:
-        names = self.switches(common=False)
+        names = self.switches(shared=False)
         settings = [self._settings(start, name) for name in names]
         places = itertools.product(*(range(len(values)) for values in settings))
         few_first = sorted(itertools.islice(places, 4096), key=lambda place: sum(map(bool, place)))
@@ -103,9 +108,9 @@ class Subject:
     def variants(self) -> list[Rule]:
         """`telling`, and for each flag or switch the first combination in which it is another one."""
         found = [self.telling]
-        for name in self.switches(common=False):
+        for name in self.switches(shared=False):
             found += [rule for rule in self.combinations if _other(rule, self.telling, name)][:1]
-        for name in self.switches(common=True):
+        for name in self.switches(shared=True):
             found += itertools.islice(self.others(self.telling, name), 1)
         return list(dict.fromkeys(found))
 
