@@ -179,9 +179,9 @@ PLANTED = [
     (
         Unused,
         "hyperparameters",
-        "hyperparameter 'eps' of Unused changes nothing in 5 steps, whatever its",
+        "hyperparameter 'eps' of Unused changes nothing in 12 steps, whatever its",
     ),
-    (UnusedFlag, "hyperparameters", "flag 'nesterov' of UnusedFlag changes nothing in 5 steps"),
+    (UnusedFlag, "hyperparameters", "flag 'nesterov' of UnusedFlag changes nothing in 12 steps"),
     (update(cancelling), "precision", "units in the last place from float64 after 5 steps, allowed are 80: move what"),
     (update(rooted), "precision", "makes infinity or NaN of ordinary numbers in float64 within 5 steps: look for"),
     (update(without_nan), "nan", "loses a NaN gradient: neither the parameter nor a state is NaN after it"),
@@ -235,6 +235,26 @@ def test_a_state_that_is_a_result_is_named_so():
 
 
 @dataclass(frozen=True)
+class Late(Good):
+    """A state that a number keeps at rest for a long time, and one that is used from the sixth step on."""
+
+    begin: float = hyperparameter(1e6, "[0, inf)", "the step after which the average begins")
+    state = ("exp_avg", "late", "average")
+
+    def scalars(self, step, a):
+        return Values(**vars(Good.scalars(self, step, a)), begun=step > self.begin, late=step > 6)
+
+    def update(self, p, g, s, c):
+        p, new = Good.update(self, p, g, s, c)
+        p = np.where(c.late, p - 0.1 * s.late, p)
+        return p, Values(late=g, average=np.where(c.begun, 0.5 * s.average + p, s.average), **vars(new))
+
+
+def test_what_begins_late_counts_too():
+    assert check_rule(Late, results=("average",), without=WITHOUT_NUMBA).passed
+
+
+@dataclass(frozen=True)
 class SignDescent(Rule):
     """It forgets NaN, as a sign does; and 0 * inf is NaN in it."""
 
@@ -252,7 +272,7 @@ def test_what_is_meant_is_left_out_by_name_and_what_may_be_is_a_note():
     report = check_rule(SignDescent, without=("nan", *WITHOUT_NUMBA))
     assert report["nan"].detail == "left out by without="
     assert report["infinity"].outcome == "note"
-    assert "becomes NaN where decay is 0, since 0 * inf is NaN;" in report["infinity"].detail
+    assert "becomes NaN. If it is by the term of decay, which is 0: 0 * inf is NaN" in report["infinity"].detail
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from fusedopt.tracing import trace
 
 SIZE = 200  # elements: enough that a share of 1 % is some of them
 STEPS = 5
+MANY_STEPS = 12  # in which what is switched on by the step's number should show: RAdam's second moment at the sixth
 # Ten roundings a step, half a unit each, and as many again in constants and where terms cancel.
 ULPS_A_STEP = 16
 
@@ -70,10 +71,12 @@ def _idle(subject: Subject, name: str) -> str | None:
     keeping = [rule for rule in rules if name in rule.kept_states or name in rule.scalar_state]
     if not keeping:
         return "is kept with no flags that were tried; correct its `when`."
-    if not any(_changes(rule, name) for rule in keeping):
+    some = subject.with_other_numbers(keeping[0])  # where a number keeps it at rest
+    if not any(_changes(rule, name) for rule in (*keeping, *some)):
         where = "scalars" if name in subject.rule.scalar_state else "update"
         return f"never changes: {where} returns it as it was; return its new value."
-    if name in subject.results or any(_counts(rule, name) for rule in keeping):
+    shown_by = ("p", *subject.results)
+    if name in subject.results or any(_counts(rule, name, shown_by) for rule in (*keeping, *some)):
         return None
     return (
         f"changes nothing: the parameter does not depend on it; use it in update, or remove it. If it is a result, "
@@ -83,20 +86,21 @@ def _idle(subject: Subject, name: str) -> str | None:
 
 def _changes(rule: Rule, name: str) -> bool:
     start = Plain(rule, ordinary(SIZE, "float64", 0))
-    values = [start.after(gradients(steps)).values[name] for steps in (0, 1, 3)]
+    values = [start.after(gradients(steps)).values[name] for steps in (0, 1, MANY_STEPS)]
     return differ(values[0], values[1]) or differ(values[1], values[2])
 
 
-def _counts(rule: Rule, name: str) -> bool:
-    """Whether another value of a state gives another parameter within some steps."""
+def _counts(rule: Rule, name: str, shown_by: Iterable[str]) -> bool:
+    """Whether another value of a state gives another parameter, or another result, within some steps."""
     before = begun(rule)
     other = before.after([])
     if name in other.states:
         other.states[name] = 0.5 * other.states[name] + 0.1
     else:
         other.scalar_state[name] = np.float64(0.5 * other.scalar_state[name] + 0.1)
-    later = gradients(3, seed=30)
-    return differ(before.after(later).parameter, other.after(later).parameter)
+    later = gradients(MANY_STEPS, seed=30)
+    left, right = before.after(later).values, other.after(later).values
+    return any(differ(left[key], right[key]) for key in shown_by if key in left)
 
 
 def hyperparameters(subject: Subject) -> str:
@@ -109,7 +113,7 @@ def hyperparameters(subject: Subject) -> str:
         kinds = {name: "flag" if is_flag(options[name]) else "hyperparameter" for name in idle}
         raise Failure(
             " ".join(
-                f"{kinds[name]} {name!r} of {subject.rule.__name__} changes nothing in {STEPS} steps, whatever its "
+                f"{kinds[name]} {name!r} of {subject.rule.__name__} changes nothing in {MANY_STEPS} steps, whatever its "
                 f"value; use self.{name} in {where[name]}, or remove it."
                 for name in idle
             )
@@ -125,7 +129,7 @@ def _matters(subject: Subject, rule: Rule, name: str) -> bool:
 def _everything(rule: Rule) -> list[dict[str, Any]]:
     """All values after each of some steps."""
     plain = Plain(rule, ordinary(SIZE, "float64", 0))
-    return [(plain := plain.after([gradient])).values for gradient in gradients(STEPS)]
+    return [(plain := plain.after([gradient])).values for gradient in gradients(MANY_STEPS)]
 
 
 def _differs(left: Iterable[dict[str, Any]], right: Iterable[dict[str, Any]]) -> bool:
@@ -197,7 +201,7 @@ def infinity(subject: Subject) -> str:
     found = Plain(subject.base, np.array([np.inf, -np.inf])).after([np.full(2, 0.5)] * 2)
     if zeros and np.isnan(found.parameter).any():
         raise Note(
-            f"an infinite parameter becomes NaN where {' and '.join(zeros)} is 0, since 0 * inf is NaN; torch leaves "
-            f"such a term out: np.where(c.decay != 0, p - c.decay * p, p)."
+            f"an infinite parameter becomes NaN. If it is by the term of {' or '.join(zeros)}, which is 0: 0 * inf is "
+            f"NaN, and torch leaves such a term out, as np.where(c.decay != 0, p - c.decay * p, p) does."
         )
     return "no term of zero makes NaN of an infinite parameter"

@@ -94,6 +94,13 @@ class Subject:
         changes = ({n: values[i] for n, values, i in zip(names, settings, place)} for place in few_first)
         return list(itertools.islice(filter(None, (_changed(start, some) for some in changes)), MOST_COMBINATIONS))
 
+    def with_other_numbers(self, rule: Rule) -> Iterator[Rule]:
+        """The rule with another value of each of its own numbers in turn."""
+        numbers = self._numbers()
+        for name in self.own():
+            if name in numbers:
+                yield from self.others(rule, name)
+
     def _settings(self, start: Rule, name: str) -> list[Any]:
         """The values of a flag; of a switch, off and on. The first is that of `start`."""
         field, value = self.rule.options()[name], getattr(start, name)
