@@ -247,7 +247,7 @@ class Late(Good):
     def update(self, p, g, s, c):
         p, new = Good.update(self, p, g, s, c)
         p = np.where(c.late, p - 0.1 * s.late, p)
-        return p, Values(late=g, average=np.where(c.begun, 0.5 * s.average + p, s.average), **vars(new))
+        return p, Values(late=0.5 * s.late + g, average=np.where(c.begun, p, s.average), **vars(new))
 
 
 def test_what_begins_late_counts_too():

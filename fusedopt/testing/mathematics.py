@@ -113,8 +113,8 @@ def hyperparameters(subject: Subject) -> str:
         kinds = {name: "flag" if is_flag(options[name]) else "hyperparameter" for name in idle}
         raise Failure(
             " ".join(
-                f"{kinds[name]} {name!r} of {subject.rule.__name__} changes nothing in {MANY_STEPS} steps, whatever its "
-                f"value; use self.{name} in {where[name]}, or remove it."
+                f"{kinds[name]} {name!r} of {subject.rule.__name__} changes nothing in {MANY_STEPS} steps, whatever "
+                f"its value; use self.{name} in {where[name]}, or remove it."
                 for name in idle
             )
         )
