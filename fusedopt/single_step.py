@@ -102,7 +102,7 @@ def updated(rule: Rule, what: str, p: Any, g: Any, given: Mapping[str, Any], ste
     dtype = next((array.dtype for array in arrays.values() if array is not None), p.dtype)  # of all states
     with backend.here():
         p = p if in_place else p.copy()
-        for state in (state for state in rule.all_states() if state.name in arrays):
+        for state in rule.states():
             if arrays[state.name] is None:
                 arrays[state.name] = backend.zeros(p.size, dtype).reshape(p.shape)
                 arrays[state.name][...] = rule.initial(state)

@@ -21,7 +21,7 @@ WITHOUT_NUMBA = ("numba bits",)  # it compiles for seconds
 
 @each_case
 def test_the_librarys_rules_pass(case):
-    report = check_rule(case.optimizer, without=WITHOUT_NUMBA)
+    report = check_rule(case.optimizer, results=("ax",) if case.name == "ASGD" else (), without=WITHOUT_NUMBA)
     assert report.passed
     left = {check.name for check in report.checks if check.outcome == "skipped"}
     assert left <= {"numba bits", "cuda bits", "schedule"}

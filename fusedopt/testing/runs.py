@@ -26,8 +26,7 @@ class Plain:
 
     def __init__(self, rule: Rule, parameter: Array) -> None:
         self.rule, self.parameter, self.step = rule, parameter.copy(), 0
-        kept = (state for state in rule.all_states() if state.name in rule.kept_states)
-        self.states = {state.name: np.full_like(parameter, rule.initial(state)) for state in kept}
+        self.states = {state.name: np.full_like(parameter, rule.initial(state)) for state in rule.states()}
         self.scalar_state = {name: np.float64(value) for name, value in rule.scalar_state.items()}
         self.real = np.dtype(np.float64 if parameter.dtype == np.float64 else np.float32)
 
@@ -74,8 +73,7 @@ class Plain:
 def on_backend(backend: Backend, rule: Rule, start: Array, gradients: Sequence[Array]) -> dict[str, Any]:
     """`Plain.values` after a step for each gradient, as a backend has them."""
     p = backend.asarray(start.copy())
-    states = {state.name: rule.initial(state) for state in rule.all_states() if state.name in rule.kept_states}
-    arrays = {name: backend.asarray(np.full_like(start, initial)) for name, initial in states.items()}
+    arrays = {s.name: backend.asarray(np.full_like(start, rule.initial(s))) for s in rule.states()}
     counters = backend.asarray(np.array([0.0, *rule.scalar_state.values(), 0.0]))
     for gradient in gradients:
         execute(backend, rule, p, backend.asarray(gradient), list(arrays.values()), counters)

@@ -120,7 +120,7 @@ class UnfusedRule:
 
     def __init__(self, rule: Rule, parameters: Sequence[Any], gradients: Sequence[Any]) -> None:
         self.p, self.g, self.t = list(parameters), list(gradients), 0
-        initial = {state.name: rule.initial(state) for state in rule.all_states() if state.name in rule.kept_states}
+        initial = {state.name: rule.initial(state) for state in rule.states()}
         self.states = [{name: 0 * p + np.float32(value) for name, value in initial.items()} for p in parameters]
         self.scalar_state = {name: np.float64(value) for name, value in rule.scalar_state.items()}
         self._rule = rule.in_float64()
