@@ -96,8 +96,10 @@ class QuasiNewton(Optimizer):
         if grad_scale is not None or found_inf is not None:
             raise TypeError("LBFGS.step takes no grad_scale and no found_inf; let the closure return unscaled ones.")
         flat = FlatParameters(self._params, closure)
+        self._follow_schedules()
         with self._here():
             minimize(flat, self._history, self._options)
+        self._count_step()
         return flat.value
 
     @property

@@ -83,7 +83,7 @@ class QuasiNewton(Procedure):
         """
         if not callable(closure):
             raise TypeError(f"LBFGS.step takes a closure that computes loss and gradients, got {closure!r}.")
-        rule, flat = self._group_rule(0), FlatTensors(self.param_groups[0]["params"], closure)
+        (rule,), flat = self._group_rules(), FlatTensors(self.param_groups[0]["params"], closure)
         assert isinstance(rule, LBFGS)
         entry = self.state[self.param_groups[0]["params"][0]] if self.param_groups[0]["params"] else {}
         history = history_of(entry, "the state of LBFGS", lambda what, value: value)
@@ -91,14 +91,16 @@ class QuasiNewton(Procedure):
             minimize(flat, history, rule)
         finally:
             entry.update(history.entry(rule.history_size))
+        self._schedules.count_step(self.param_groups)
         return flat.value
 
-    def _load(self, state_dict: dict[str, Any]) -> None:
+    def _load(self, state_dict: dict[str, Any]) -> list[int]:
         params = self.param_groups[0]["params"]
         history = history_of(first_entry(state_dict), "the state of LBFGS", self._vector)
-        super()._load({**state_dict, "state": {}})
+        steps = super()._load({**state_dict, "state": {}})
         if entry := history.entry(self.param_groups[0]["history_size"]):
             self.state[params[0]] = entry
+        return steps
 
     def _vector(self, what: str, value: Any) -> torch.Tensor:
         params = self.param_groups[0]["params"]

@@ -41,6 +41,7 @@ class Orthogonalizing(Procedure):
             self._check_states(what, p, rule)
         for _, p, gradient, rule in stepping:
             _step_matrix(p, gradient, self.state[p], rule)
+        self._schedules.count_step(self.param_groups)
 
 
 def _step_matrix(p: torch.Tensor, gradient: torch.Tensor, entry: dict[str, Any], rule: Muon) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fusedopt.groups import of_group
 from fusedopt.rules.rule import Rule
 from fusedopt.torch.groups import checked_rule
 from fusedopt.torch.optimizer import Optimizer
@@ -17,21 +18,23 @@ class Procedure(Optimizer):
 
     _step_supports_amp_scaling = False  # others have a descriptor that says when
 
-    def _group_rule(self, number: int) -> Rule:
-        """What a group says now.
+    def _group_rules(self) -> list[Rule]:
+        """What the groups say now, with the numbers that schedules have for the coming step.
 
         Raises:
             ValueError, TypeError: An option is wrong.
         """
-        try:
-            return checked_rule(self.rule(), self.param_groups[number])
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"param group {number}: {error}") from None
+        self._read_groups()  # which follows schedules
+        rules = []
+        for number, group in enumerate(self.param_groups):
+            with of_group(number):
+                rules.append(checked_rule(self.rule(), group))
+        return rules
 
     def _stepping(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, Any]]:
         """Each parameter that has a gradient: what messages call it, itself, its gradient, and its group's rule."""
-        for number, group in enumerate(self.param_groups):
-            rule, names = self._group_rule(number), group.get("param_names")
+        for number, (group, rule) in enumerate(zip(self.param_groups, self._group_rules())):
+            names = group.get("param_names")
             for i, p in enumerate(group["params"]):
                 if p.grad is not None:
                     name = repr(names[i]) if names else f"{i} of group {number}"

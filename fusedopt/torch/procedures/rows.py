@@ -48,7 +48,9 @@ class RowWise(Procedure):
                     f"{what}: {self.rule.__name__} does not support dense gradients, please consider Adam instead; or "
                     f"make sparse ones, as Embedding(sparse=True) does."
                 )
-        if not self.rule.procedure:
+        if self.rule.procedure:
+            self._schedules.count_step(self.param_groups)
+        else:
             super()._update()
         for p, gradient, rule in sparse:
             _step_elements(p, gradient, rule, self._entry(p))
@@ -76,11 +78,12 @@ class RowWise(Procedure):
             entry["step"] += 1  # in place: it may be the counter that a launch reads
         return entry
 
-    def _load(self, state_dict: dict[str, Any]) -> None:
-        super()._load(state_dict)
+    def _load(self, state_dict: dict[str, Any]) -> list[int]:
+        steps = super()._load(state_dict)
         if self.rule.procedure:
             for entry in self.state.values():
                 entry["step"] = int(number_of(entry["step"]))  # as torch has it
+        return steps
 
 
 def _step_elements(p: torch.Tensor, gradient: torch.Tensor, rule: Any, entry: dict[str, Any]) -> None:
