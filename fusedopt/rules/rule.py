@@ -120,7 +120,8 @@ class Rule:
         scalar_state: Initial values of the float64 scalars kept for each parameter, by name.
         step_key: The counter's key in state dicts. None: the counter is not in them; it is the age of the state, which
             starts from the gradient, so `step == 1` means that the state arrays hold nothing yet.
-        eager_state: Whether the state is made with the optimizer, not at each parameter's first step.
+        eager_state: Whether the state is made with the optimizer, not at each parameter's first step. (In torch, that
+            of param groups that are added later is not.)
     """
 
     state: ClassVar[tuple[str | State, ...]] = ()

@@ -100,6 +100,14 @@ class Optimizer(torch.optim.Optimizer):
                 del defaults[name]
         self.write_back_gradients = write_back_gradients
         super().__init__(params, defaults | flags)
+        for group in (
+            self.param_groups if self.rule.eager_state else ()
+        ):  # not of groups that are added later, as in torch
+            rule = checked_rule(self.rule(), group)
+            for p in group["params"]:
+                counter = begun(p, self.state[p], rule)
+                if counter is not None:
+                    self._counters[p] = counter
 
     # --- groups
 
@@ -122,13 +130,6 @@ class Optimizer(torch.optim.Optimizer):
             except (TypeError, ValueError) as error:
                 raise type(error)(f"param group {number}: {error}") from None
         super().add_param_group(param_group)
-        if self.rule.eager_state:
-            group = self.param_groups[-1]
-            rule = checked_rule(self.rule(), group)
-            for p in group["params"]:
-                counter = begun(p, self.state[p], rule)
-                if counter is not None:
-                    self._counters[p] = counter
 
     def _read_groups(self) -> None:
         """Read every param group, and forget the plans where they do not go with its flags any more."""
