@@ -43,7 +43,7 @@ from random_rules import EXCHANGES, NUMBERS, Body, bodies, optimizer_of, scales,
 # --- bits
 
 
-@each_combination()
+@each_combination(own=True)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_three_steps_on_extreme_values_are_the_plain_rules_to_the_bit(case, options, dtype):
     both = Both(case.optimizer, (options, [extreme(size, dtype, 1) for size in SIZES]))
