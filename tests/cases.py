@@ -434,6 +434,7 @@ CASES = (
         golden=(Golden({"lr": 0.1}, (0.85, -1.9, 0.28, 0.15)),),
         unlike={
             "lr of zero moves nothing": "no step is below step_sizes[0]",
+            "lr counts after the first step": "it is what the step sizes start from",
             "float32 is near float64": "a sign is right or wrong",
             "infinities are remembered": "only the last gradient's sign is",
         },
