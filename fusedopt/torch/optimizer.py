@@ -110,9 +110,12 @@ class Optimizer(torch.optim.Optimizer):
                 del defaults[name]
         self.write_back_gradients = write_back_gradients
         super().__init__(params, defaults | flags)
-        for group in (
-            self.param_groups if self.rule.eager_state else ()
-        ):  # not of groups that are added later, as in torch
+        if self.rule.eager_state:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Make the state of all parameters now; those of groups that are added later begin at their first step."""
+        for group in self.param_groups:
             rule = checked_rule(self.rule(), group)
             for p in group["params"]:
                 counter = begun(p, self.state[p], rule)
