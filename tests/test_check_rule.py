@@ -24,7 +24,7 @@ def test_the_librarys_rules_pass(case):
     report = check_rule(case.optimizer, results=("ax",) if case.name == "ASGD" else (), without=WITHOUT_NUMBA)
     assert report.passed
     left = {check.name for check in report.checks if check.outcome == "skipped"}
-    assert left <= {"numba bits", "cuda bits", "schedule"}
+    assert left <= {"numba bits", "cuda bits"}
 
 
 def test_every_backend_that_is_here_is_compared(monkeypatch):

@@ -18,7 +18,7 @@ LAYERS = (
     ("version", "rules", "schedules"),
     ("tracing", "traffic", "layout", "parameter"),
     ("cuda_text", "compiler", "backends"),
-    ("groups", "state_dict", "optimizer", "checkpoint", "single_step", "rule_functions", "clipping"),
+    ("groups", "scheduled", "state_dict", "optimizer", "checkpoint", "single_step", "rule_functions", "clipping"),
     ("optimizers", "functional", "__init__"),
     ("torch", "mindspore", "megengine", "testing", "stubs", "docs", "cli", "__main__"),
 )
