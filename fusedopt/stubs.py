@@ -81,16 +81,21 @@ def _kept(rule: type[Rule], name: str) -> str:
 def _argument(rule: type[Rule], argument: inspect.Parameter) -> str:
     if argument.name in rule.scalar_state:
         return "float | None"
-    return "Any" if argument.name in state_names(rule) else _annotation(argument, "")
+    return "Any" if argument.name in state_names(rule) else _plain_annotation(argument)
 
 
 def _annotation(option: inspect.Parameter, tensor: str) -> str:
-    if option.annotation is option.empty:  # a flag
-        return "bool | None" if option.default is None else "bool"
-    name = getattr(option.annotation, "__name__", str(option.annotation))
-    name = str(option.annotation) if "[" in str(option.annotation) else name
+    """Of an optimizer's argument, which may follow a schedule or be a tensor."""
+    name = _plain_annotation(option)
     name = "NumberOrSchedule" if name == "float" else name
     return re.sub("float|NumberOrSchedule", rf"\g<0> | {tensor}", name) if tensor else name
+
+
+def _plain_annotation(option: inspect.Parameter) -> str:
+    if option.annotation is option.empty:  # a flag
+        return "bool | None" if option.default is None else "bool"
+    name: str = getattr(option.annotation, "__name__", str(option.annotation))
+    return str(option.annotation) if "[" in str(option.annotation) else name
 
 
 if __name__ == "__main__":
