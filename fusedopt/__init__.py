@@ -9,14 +9,4 @@ from fusedopt.optimizers import RULES
 from fusedopt.parameter import Parameter
 from fusedopt.version import __version__
 
-__all__ = [
-    "Optimizer",
-    "Parameter",
-    "__version__",
-    "array_module",
-    "functional",
-    "load",
-    "save",
-    "schedules",
-    *RULES,
-]
+__all__ = ["Optimizer", "Parameter", "__version__", "array_module", "functional", "load", "save", "schedules", *RULES]
