@@ -239,6 +239,8 @@ class Late(Good):
     """A state that a number keeps at rest for a long time, and one that is used from the sixth step on."""
 
     begin: float = hyperparameter(1e6, "[0, inf)", "the step after which the average begins")
+    adapt: bool = hyperparameter(False, "what counts without decay alone")
+    decay: float = hyperparameter(0.5, "[0, inf)", "decoupled decay")
     state = ("exp_avg", "late", "average")
 
     def scalars(self, step, a):
@@ -247,6 +249,7 @@ class Late(Good):
     def update(self, p, g, s, c):
         p, new = Good.update(self, p, g, s, c)
         p = np.where(c.late, p - 0.1 * s.late, p)
+        p = np.where(c.decay == 0, p - 1.0, p) if self.adapt else p
         return p, Values(late=0.5 * s.late + g, average=np.where(c.begun, p, s.average), **vars(new))
 
 
