@@ -157,6 +157,19 @@ def test_an_optimizer_stands_for_its_rule(capsys: pytest.CaptureFixture[str]) ->
     assert printed_kernel(capsys, "fusedopt:AdamW") == printed_kernel(capsys, "adamw")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["kernel", "muon"], ["kernel", "fusedopt:LBFGS"], ["bench", "--optimizer", "sparseadam", "--size", "9"]],
+    ids=" ".join,
+)
+def test_a_procedure_is_said_to_have_no_single_kernel(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert "is a procedure: its step is a series of array operations, and no single kernel" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["kernel", "--help"])
+    assert "muon" not in capsys.readouterr().out
+
+
 def test_a_rule_of_ones_own_is_found_in_a_file_and_in_a_module(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN_RULE)
     in_file = cli("kernel", f"{tmp_path}/own.py:Halve")
