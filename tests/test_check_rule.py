@@ -292,6 +292,11 @@ def test_a_wrong_call_is_an_error_and_no_mistake_of_the_rule(words, error, messa
         check_rule(Good, raise_on_failure=False, **words)
 
 
+def test_a_procedure_is_no_rule_to_be_checked():
+    with pytest.raises(TypeError, match="check_rule: LBFGS is a procedure, and no rule that becomes one kernel"):
+        check_rule(fusedopt.LBFGS)
+
+
 def test_flags_that_go_only_with_some_numbers_are_combined_with_those():
     sgd = subject.Subject(fusedopt.rules.SGD, {})
     flags = [dict(rule.flags) for rule in sgd.variants]
