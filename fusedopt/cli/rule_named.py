@@ -43,8 +43,8 @@ def rule_named(text: str) -> type[rules.Rule]:
     if name in known:
         if known[name].procedure:
             raise ValueError(
-                f"{known[name].__name__} is a procedure: its step is a series of array operations, and no single kernel;"
-                f" the rules with one are {', '.join(OURS)}."
+                f"{known[name].__name__} is a procedure: its step is a series of array operations, and no single "
+                f"kernel; the rules with one are {', '.join(OURS)}."
             )
         return known[name]
     lower = {each.lower(): each for each in known}
