@@ -123,7 +123,8 @@ class Rule:
         scalar_state: Initial values of the float64 scalars kept for each parameter, by name.
         step_key: The counter's key in state dicts. None: the counter is not in them; it is the age of the state, which
             starts from the gradient, so `step == 1` means that the state arrays hold nothing yet.
-        eager_state: Whether the state is made with the optimizer, not at each parameter's first step.
+        eager_state: Whether the state is made with the optimizer, not at each parameter's first step. (In torch, that
+            of param groups that are added later is not.)
         procedure: Whether steps are more than `update` over all elements, and so have no single kernel.
     """
 

@@ -120,6 +120,17 @@ class Optimizer(torch.optim.Optimizer):
                 del defaults[name]
         self.write_back_gradients = write_back_gradients
         super().__init__(params, defaults | flags)
+        if self.rule.eager_state:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Make the state of all parameters now; those of groups that are added later begin at their first step."""
+        for group in self.param_groups:
+            rule = checked_rule(self.rule(), group)
+            for p in group["params"]:
+                counter = begun(p, self.state[p], rule)
+                if counter is not None:
+                    self._counters[p] = counter
 
     # --- groups
 
@@ -149,13 +160,6 @@ class Optimizer(torch.optim.Optimizer):
             param_group |= {name: getattr(rule, name) for name in schedules}
         super().add_param_group(param_group)
         self._schedules.add(self.param_groups, schedules)
-        if self.rule.eager_state:
-            group = self.param_groups[-1]
-            rule = checked_rule(self.rule(), group)
-            for p in group["params"]:
-                counter = begun(p, self.state[p], rule)
-                if counter is not None:
-                    self._counters[p] = counter
 
     @property
     def schedules(self) -> tuple[Mapping[str, Any], ...]:

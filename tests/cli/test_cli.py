@@ -105,7 +105,7 @@ def test_what_the_user_must_change_is_one_line_and_status_2(
     assert printed.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["kernal"], ["kernel"], ["kernel", "adam", "--nesterov"]])
+@pytest.mark.parametrize("words", [["kernal"], ["kernel"], ["kernel", "adam", "--centered"]])
 def test_words_that_no_command_knows_are_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(words)
