@@ -2,10 +2,21 @@
 
 from fusedopt.backends import array_module
 from fusedopt.checkpoint import load, save
+from fusedopt.clipping import clip_grad_norm, clip_grad_value
 from fusedopt.optimizer import Optimizer
 from fusedopt.optimizers import *  # noqa: F403  # one class for each rule of fusedopt.rules
 from fusedopt.optimizers import RULES
 from fusedopt.parameter import Parameter
 from fusedopt.version import __version__
 
-__all__ = ["Optimizer", "Parameter", "__version__", "array_module", "load", "save", *RULES]
+__all__ = [
+    "Optimizer",
+    "Parameter",
+    "__version__",
+    "array_module",
+    "clip_grad_norm",
+    "clip_grad_value",
+    "load",
+    "save",
+    *RULES,
+]
