@@ -332,13 +332,14 @@ class Optimizer:
     def __getstate__(self) -> dict[str, Any]:
         kept = {key: value for key, value in self.__dict__.items() if key not in _REBUILT}
         params = [list(group["params"]) for group in self._groups]
-        return {"kept": kept, "params": params, "state_dict": self.state_dict()}
+        # The whole state dict, whatever form a subclass gives to its users.
+        return {"kept": kept, "params": params, "state_dict": Optimizer.state_dict(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state["kept"])
         self._begin()
         self._add([{"params": params} for params in state["params"]])
-        self.load_state_dict(state["state_dict"])
+        Optimizer.load_state_dict(self, state["state_dict"])
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
