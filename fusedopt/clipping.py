@@ -47,7 +47,7 @@ def clip_grad_norm(
     if ord <= 0:
         raise ValueError(f"clip_grad_norm: ord must be above 0, or math.inf, got {ord}.")
     gradients = _gradients(parameters)
-    norm = _combined([_norm(gradient, ord) for gradient in gradients], ord)
+    norm = _combined([norm_of(gradient, ord) for gradient in gradients], ord)
     if not math.isfinite(norm):
         if error_if_nonfinite:
             raise ValueError(
@@ -99,10 +99,10 @@ def _gradients(parameters: Parameter | Iterable[Parameter]) -> list[Any]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
-def _norm(gradient: Any, ord: float) -> float:
-    """One gradient's norm."""
-    flat = gradient.reshape(-1)
-    with on_device_of(gradient), np.errstate(all="ignore"):
+def norm_of(array: Any, ord: float = 2.0) -> float:
+    """The norm of all elements, accumulated in float64. For a CuPy array this waits for the device."""
+    flat = array.reshape(-1)
+    with on_device_of(array), np.errstate(all="ignore"):
         pieces = (abs(flat[i : i + PIECE].astype("float64")) for i in range(0, flat.size, PIECE))
         if ord == math.inf:
             return _combined([float(piece.max()) for piece in pieces], ord)

@@ -46,6 +46,10 @@ class Group(dict[str, Any]):
         super().update(rule.shown() | dict(extras))
         self._changes.hyperparameters += 1
 
+    def keep(self, extras: Mapping[str, Any]) -> None:
+        """Hold keys that are no options beside them, as schedulers of other libraries do; state dicts have them."""
+        super().update(extras)
+
     def setdefault(self, key: str, default: Any = None) -> Any:
         if key not in self:
             self[key] = default

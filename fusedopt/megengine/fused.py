@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 import fusedopt.optimizer
+from fusedopt.groups import groups_of
 from fusedopt.megengine.custom import Optimizer, warn_of_zero_grad
 from fusedopt.megengine.state_dict import check_state_dict
 from fusedopt.parameter import Parameter
@@ -35,18 +36,32 @@ class Fused(fusedopt.optimizer.Optimizer):
         if "__signature__" in vars(cls):  # the rule's; these classes have constructors of their own
             del cls.__signature__  # type: ignore[attr-defined]
 
-    def _add(self, entries: list[dict[str, Any]]) -> None:
-        """Groups may have MegEngine's options, those that every rule has, and what a scheduler keeps in them."""
-        added = [{key: entry.pop(key) for key in ("initial_lr",) if key in entry} for entry in entries]
-        for number, entry in enumerate(entries, len(self._groups)):
-            for key in set(entry) & set(self.rule.options()) - {*self.keys, *self.rule.common_defaults()}:
+    def __init__(self, params: Any, **options: Any) -> None:
+        super().__init__(self._checked(groups_of(params)), **options)
+
+    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
+        """Add a dict with "params"; its state is made now. (In MegEngine it has none, and its first step fails.)"""
+        if not isinstance(param_group, Mapping):
+            raise TypeError(f"add_param_group takes a dict with 'params', got {type(param_group).__name__}.")
+        self._add(self._checked(groups_of(param_group)))
+
+    def _checked(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """New groups, none of which has an option that MegEngine keeps for the whole optimizer."""
+        whole = set(self.rule.options()) - {*self.keys, *Rule.options()}
+        for number, entry in enumerate(entries):
+            for key in whole & set(entry):
                 raise KeyError(
                     f"param group {number}: {key!r} is no option of a group of {type(self).__name__}, which has "
                     f"{', '.join(self.keys)}; it holds for the whole optimizer."
                 )
+        return entries
+
+    def _add(self, entries: list[dict[str, Any]]) -> None:
+        """Groups may have what a scheduler keeps in them; and have their states from now on."""
+        kept = [{key: entry.pop(key) for key in ("initial_lr",) if key in entry} for entry in entries]
         super()._add(entries)
-        for group, extras in zip(self._groups[-len(entries) :], added):
-            group.adopt(group.rule, extras)
+        for group, extras in zip(self._groups[-len(entries) :], kept):
+            group.keep(extras)
         self.init_state()
 
     def zero_grad(self, set_to_none: bool = False) -> None:
@@ -111,9 +126,8 @@ class Fused(fusedopt.optimizer.Optimizer):
 
     def _group_keys(self, group: Mapping[str, Any]) -> list[str]:
         """The keys of a group in state dicts but "params": MegEngine's, then what was added to them."""
-        options = self.rule.options()
-        added = [key for key in group if key not in options or options[key].metadata["common"]]
-        return [*self.keys, *(key for key in added if key != "params")]
+        whole = {"params", *self.keys, *self.rule.options()} - set(Rule.options())
+        return [*self.keys, *(key for key in group if key not in whole)]
 
     def _saved(self, parameter: Parameter, name: str, entry: Mapping[str, Any]) -> Any:
         """A state as MegEngine saves it; zeros for a parameter that is not trained, and has none."""

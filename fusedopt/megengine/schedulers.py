@@ -99,7 +99,5 @@ class MultiStepLR(LRScheduler):
 
 
 def _keep_initial(group: Any) -> None:
-    if isinstance(group, Group):  # which takes a key that is no option in this way alone
-        group.adopt(group.rule, {"initial_lr": group["lr"]})
-    else:
-        group["initial_lr"] = group["lr"]
+    keep = group.keep if isinstance(group, Group) else group.update  # ours takes no key that it does not know otherwise
+    keep({"initial_lr": group["lr"]})
