@@ -75,7 +75,7 @@ class Parameter:
     @grad.setter
     def grad(self, value: Any) -> None:
         if value is not None and value is not self.grad:
-            self._check_gradient(value)
+            self.check_gradient(value)
             with on_device_of(self._data):
                 if self._grad is None:
                     self._grad = self._data.copy()  # an array even where the gradient is a NumPy scalar
@@ -85,7 +85,8 @@ class Parameter:
         elif value is None:
             self._grad = None
 
-    def _check_gradient(self, value: Any) -> None:
+    def check_gradient(self, value: Any) -> None:
+        """Raise, as on assignment, for what is no gradient of this parameter."""
         data = self._data
         if not isinstance(getattr(value, "dtype", None), np.dtype) or not hasattr(value, "device"):
             raise TypeError(
