@@ -59,7 +59,8 @@ class Optimizer:
     Attributes:
         defaults: The hyperparameters given here, or their default.
         param_groups: A tuple of dicts; `optimizer.param_groups[0]["lr"] = 1e-4` takes effect at the next step.
-        state: For each parameter that has had a step: its step and its state arrays, as live views.
+        state: For each parameter that has had a step: its step and its state arrays, as live views. (A rule with
+            `eager_state`, as Adagrad's, has it for every trainable parameter at once.)
 
     Raises:
         TypeError: `params` holds something else, or an option is unknown.
@@ -156,6 +157,9 @@ class Optimizer:
                 backends[backend.device] = backend
                 members.setdefault((backend.device, parameter.dtype.name), []).append(parameter)
             arenas = [Arena(backends[device], group, some, self.changes) for (device, _), some in members.items()]
+            if rule.eager_state:
+                for arena in arenas:
+                    _state_dict.make_buffers(arena)
             added.append((group, arenas))
         for group, arenas in added:
             for name, parameter in zip(group.get("param_names", ()), group["params"]):
@@ -163,6 +167,8 @@ class Optimizer:
             for arena in arenas:
                 with arena.memory.here():
                     arena.take_parameters()
+                if group.rule.eager_state:
+                    _state_dict.make_state(arena)
             for parameter in group["params"]:
                 parameter.owner = self
             self._groups.append(group)

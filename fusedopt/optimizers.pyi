@@ -6,6 +6,37 @@ from fusedopt.rules import Rule
 
 RULES: dict[str, type[Rule]]
 
+class Adadelta(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-06,
+        weight_decay: float = 0.0,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+    ) -> None: ...
+
+class Adagrad(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.01,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+        eps_inside_sqrt: bool = False,
+        update_accumulator: bool = True,
+    ) -> None: ...
+
 class Adam(Optimizer):
     def __init__(
         self,
@@ -20,6 +51,9 @@ class Adam(Optimizer):
         clip_value: float = 0.0,
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
+        corrected_eps: bool = True,
+        bias_correction: bool = True,
+        nesterov: bool = False,
     ) -> None: ...
 
 class AdamW(Optimizer):
@@ -35,6 +69,56 @@ class AdamW(Optimizer):
         loss_scale: float = 1.0,
         clip_value: float = 0.0,
         maximize: bool = False,
+        corrected_eps: bool = True,
+        bias_correction: bool = True,
+        nesterov: bool = False,
+    ) -> None: ...
+
+class Adamax(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.002,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0.0,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+        eps_in_denominator: bool = False,
+    ) -> None: ...
+
+class ASGD(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.01,
+        lambd: float = 0.0001,
+        alpha: float = 0.75,
+        t0: float = 1000000.0,
+        weight_decay: float = 0.0,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+    ) -> None: ...
+
+class FTRL(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.001,
+        lr_power: float = -0.5,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        initial_accumulator_value: float = 0.1,
+        weight_decay: float = 0.0,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+        linear_init_from_param: bool = False,
     ) -> None: ...
 
 class Lion(Optimizer):
@@ -44,6 +128,98 @@ class Lion(Optimizer):
         lr: float = 0.0001,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+    ) -> None: ...
+
+class Momentum(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.001,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+    ) -> None: ...
+
+class NAdam(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.002,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0.0,
+        momentum_decay: float = 0.004,
+        decoupled_weight_decay: bool = False,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+    ) -> None: ...
+
+class ProximalAdagrad(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.001,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        initial_accumulator_value: float = 0.1,
+        weight_decay: float = 0.0,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+    ) -> None: ...
+
+class RAdam(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+    ) -> None: ...
+
+class RMSprop(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.01,
+        alpha: float = 0.99,
+        eps: float = 1e-08,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        maximize: bool = False,
+        square_avg_init: float = 0.0,
+        eps_inside_sqrt: bool = False,
+        lr_in_momentum: bool = False,
+    ) -> None: ...
+
+class Rprop(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.01,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-06, 50.0),
         *,
         loss_scale: float = 1.0,
         clip_value: float = 0.0,
@@ -63,4 +239,5 @@ class SGD(Optimizer):
         loss_scale: float = 1.0,
         clip_value: float = 0.0,
         maximize: bool = False,
+        lr_in_momentum: bool = False,
     ) -> None: ...

@@ -49,12 +49,17 @@ def _views(arena: Arena, index: int, counters: Any, states: Mapping[str, Any]) -
     return scalars | {name: arena.view(buffer, index) for name, buffer in states.items()}
 
 
+def make_buffers(arena: Arena) -> None:
+    """Allocate the state arrays that the rule keeps."""
+    for name in arena.group.rule.kept_states:
+        arena.state(name)
+
+
 def make_state(arena: Arena) -> None:
     """Allocate the state of all trainable parameters before their first step."""
     rule = arena.group.rule
     new = np.frombuffer(arena.presence.trainable, bool) & (arena.cohorts == NO_HISTORY)
-    for name in rule.kept_states:
-        arena.state(name)
+    make_buffers(arena)
     arena.begin(new)
     arena.part_cohorts(new)
     if rule.step_key is None and rule.kept_states:

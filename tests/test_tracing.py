@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 from decimal import Decimal, localcontext
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import fusedopt
 from cases import DTYPES, EXTREMES, Both, Plain, assert_same_bits, each_combination
 from fusedopt import rules
 from fusedopt.cuda_text import Variant, rule_text
-from fusedopt.rules import Rule, State, Values, hyperparameter, larger, power, sign, smaller
+from fusedopt.rules import Rule, State, Values, exp2, hyperparameter, larger, log2, power, sign, smaller
 from fusedopt.tracing import COMPARISONS, INPUT, OPERATIONS, WHERE, TracingError, trace
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -471,6 +472,33 @@ def test_the_cuda_text_is_the_one_that_was_read(name, rule, dtypes):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     assert text == path.read_text()
+
+
+def body_text(rule):
+    """The lines of `update` in the kernel's text."""
+    text = rule_text([Variant(trace(rule), *["float32"] * 3)], rule.number_names(), 0, len(rule.all_states()))
+    return text[text.index("void update(") : text.index("#define")]
+
+
+def test_what_is_long_is_computed_in_the_branch_that_a_uniform_condition_takes():
+    """Outside of them, both of FTRL's root and its real power would be computed for every element."""
+    text = body_text(rules.FTRL())
+    assert [text.count(what) for what in ("if (c.is_root) {", "} else {", "square_root(", "exponent(")] == [2, 2, 2, 2]
+    outside = re.sub(r"if \(.*?\n    \}\n", "", text, flags=re.DOTALL)
+    assert "square_root(" not in outside
+    assert "exponent(" not in outside
+    assert "if (" not in body_text(rules.AdamW(weight_decay=0.1))  # a jump for one product would cost more
+
+
+def test_what_is_read_outside_of_a_branch_too_is_computed_before_it():
+    def update(p, g, s, c):
+        shared = log2(g)
+        return np.where(c.zero != 0, exp2(shared), exp2(-p)) + shared, s.m
+
+    text = body_text(rule_with(update)())
+    (branches,) = re.findall(r"if \(.*?\n    \}\n", text, flags=re.DOTALL)
+    assert text.count("scaled(") == 3  # of the logarithm, and of each exponential
+    assert branches.count("scaled(") == 2
 
 
 @pytest.mark.parametrize("constant", [math.inf, -math.inf, math.nan, 1e300, 5e-324, -0.0, 10**20])

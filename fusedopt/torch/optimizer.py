@@ -16,7 +16,7 @@ from fusedopt.torch import places
 from fusedopt.torch import state_dict as _state_dict
 from fusedopt.torch.arguments import FLAGS, by_name, check_flags, check_params, docstring, signature
 from fusedopt.torch.binding import GRADIENT, Binding, Selection
-from fusedopt.torch.candidate import Candidate
+from fusedopt.torch.candidate import Candidate, begun
 from fusedopt.torch.groups import ReadGroup, checked_rule, read
 from fusedopt.torch.slots import Counter
 from fusedopt.torch.tensors import local, placements, untraced
@@ -94,8 +94,10 @@ class Optimizer(torch.optim.Optimizer):
         check_flags(flags, options)
         checked_rule(self.rule(), options)
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-        shown = {name: field for name, field in known.items() if name in options or not field.metadata["common"]}
-        defaults = {name: options.get(name, field.default) for name, field in shown.items()}
+        defaults = {name: options.get(name, field.default) for name, field in known.items()}
+        for name, default in self.rule.common_defaults().items():
+            if not isinstance(defaults[name], torch.Tensor) and defaults[name] == default:
+                del defaults[name]
         self.write_back_gradients = write_back_gradients
         super().__init__(params, defaults | flags)
 
@@ -120,6 +122,13 @@ class Optimizer(torch.optim.Optimizer):
             except (TypeError, ValueError) as error:
                 raise type(error)(f"param group {number}: {error}") from None
         super().add_param_group(param_group)
+        if self.rule.eager_state:
+            group = self.param_groups[-1]
+            rule = checked_rule(self.rule(), group)
+            for p in group["params"]:
+                counter = begun(p, self.state[p], rule)
+                if counter is not None:
+                    self._counters[p] = counter
 
     def _read_groups(self) -> None:
         """Read every param group, and forget the plans where they do not go with its flags any more."""
@@ -269,6 +278,13 @@ class Optimizer(torch.optim.Optimizer):
         return counters
 
     # --- state dicts and copies
+
+    def share_memory(self) -> None:
+        """Move the state arrays that are there to memory that processes share, as `torch.optim.Adagrad` can."""
+        for p, entry in self.state.items():
+            for name in self.rule().kept_states if isinstance(p, torch.Tensor) else ():
+                if name in entry:
+                    entry[name].share_memory_()
 
     @untraced
     def state_dict(self) -> dict[str, Any]:

@@ -8,6 +8,45 @@ from fusedopt.torch.optimizer import Optimizer
 
 RULES: dict[str, type[Rule]]
 
+class Adadelta(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1.0,
+        rho: float | Tensor = 0.9,
+        eps: float | Tensor = 1e-06,
+        weight_decay: float | Tensor = 0.0,
+        foreach: bool | None = None,
+        *,
+        capturable: bool = False,
+        maximize: bool = False,
+        differentiable: bool = False,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class Adagrad(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.01,
+        lr_decay: float | Tensor = 0.0,
+        weight_decay: float | Tensor = 0.0,
+        initial_accumulator_value: float | Tensor = 0.0,
+        eps: float | Tensor = 1e-10,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        eps_inside_sqrt: bool = False,
+        update_accumulator: bool = True,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
 class Adam(Optimizer):
     def __init__(
         self,
@@ -26,6 +65,9 @@ class Adam(Optimizer):
         decoupled_weight_decay: bool = False,
         loss_scale: float | Tensor = 1.0,
         clip_value: float | Tensor = 0.0,
+        corrected_eps: bool = True,
+        bias_correction: bool = True,
+        nesterov: bool = False,
         write_back_gradients: bool = True,
     ) -> None: ...
 
@@ -46,6 +88,69 @@ class AdamW(Optimizer):
         fused: bool | None = None,
         loss_scale: float | Tensor = 1.0,
         clip_value: float | Tensor = 0.0,
+        corrected_eps: bool = True,
+        bias_correction: bool = True,
+        nesterov: bool = False,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class Adamax(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.002,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float | Tensor = 1e-08,
+        weight_decay: float | Tensor = 0.0,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        eps_in_denominator: bool = False,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class ASGD(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.01,
+        lambd: float | Tensor = 0.0001,
+        alpha: float | Tensor = 0.75,
+        t0: float | Tensor = 1000000.0,
+        weight_decay: float | Tensor = 0.0,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        *,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class FTRL(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.001,
+        lr_power: float | Tensor = -0.5,
+        l1: float | Tensor = 0.0,
+        l2: float | Tensor = 0.0,
+        initial_accumulator_value: float | Tensor = 0.1,
+        weight_decay: float | Tensor = 0.0,
+        *,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        maximize: bool = False,
+        linear_init_from_param: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         write_back_gradients: bool = True,
     ) -> None: ...
 
@@ -67,6 +172,124 @@ class Lion(Optimizer):
         write_back_gradients: bool = True,
     ) -> None: ...
 
+class Momentum(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.001,
+        momentum: float | Tensor = 0.9,
+        weight_decay: float | Tensor = 0.0,
+        nesterov: bool = False,
+        *,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class NAdam(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.002,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float | Tensor = 1e-08,
+        weight_decay: float | Tensor = 0.0,
+        momentum_decay: float | Tensor = 0.004,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class ProximalAdagrad(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.001,
+        l1: float | Tensor = 0.0,
+        l2: float | Tensor = 0.0,
+        initial_accumulator_value: float | Tensor = 0.1,
+        weight_decay: float | Tensor = 0.0,
+        *,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class RAdam(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.001,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float | Tensor = 1e-08,
+        weight_decay: float | Tensor = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class RMSprop(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.01,
+        alpha: float | Tensor = 0.99,
+        eps: float | Tensor = 1e-08,
+        weight_decay: float | Tensor = 0.0,
+        momentum: float | Tensor = 0.0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        square_avg_init: float | Tensor = 0.0,
+        eps_inside_sqrt: bool = False,
+        lr_in_momentum: bool = False,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class Rprop(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.01,
+        etas: tuple[float | Tensor, float | Tensor] = (0.5, 1.2),
+        step_sizes: tuple[float | Tensor, float | Tensor] = (1e-06, 50.0),
+        *,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
 class SGD(Optimizer):
     def __init__(
         self,
@@ -83,5 +306,6 @@ class SGD(Optimizer):
         fused: bool | None = None,
         loss_scale: float | Tensor = 1.0,
         clip_value: float | Tensor = 0.0,
+        lr_in_momentum: bool = False,
         write_back_gradients: bool = True,
     ) -> None: ...

@@ -16,6 +16,7 @@ from distributed_workers import Model, Trained, Training, World
 
 import fusedopt.torch as ours
 from cases import CASES
+from cases import each_kind as each_case
 
 # float64 throughout. A gradient that is summed in another order differs by some 1e-16; an Adam step makes that
 # lr / eps = 10 times larger, eight steps make 1e-14 of it, and training may pass that on. 5e-16 was the most seen
@@ -23,7 +24,6 @@ from cases import CASES
 TOLERANCE = 1e-13
 STEPS = 6
 
-each_case = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 # Distribution sees a rule's states and steps, not its equations: where much is combined, one rule of each kind will do.
 each_kind = pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in CASES if c.name in ("SGD", "AdamW")])
 
