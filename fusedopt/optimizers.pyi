@@ -224,6 +224,7 @@ class Rprop(Optimizer):
         loss_scale: float = 1.0,
         clip_value: float = 0.0,
         maximize: bool = False,
+        weight_decay: float = 0.0,
     ) -> None: ...
 
 class SGD(Optimizer):

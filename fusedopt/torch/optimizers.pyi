@@ -287,6 +287,7 @@ class Rprop(Optimizer):
         differentiable: bool = False,
         loss_scale: float | Tensor = 1.0,
         clip_value: float | Tensor = 0.0,
+        weight_decay: float | Tensor = 0.0,
         write_back_gradients: bool = True,
     ) -> None: ...
 
