@@ -318,6 +318,26 @@ def test_a_parameter_without_gradient_is_left_alone(make):
     assert not any(np.any(value) for value in optimizer.state_dict()["state"][1].values())
 
 
+@each
+def test_it_is_the_same_on_every_device(make, device):
+    results = []
+    for array, host in ((np.array, np.array), (device.array, device.host)):
+        parameters = [Parameter(array(p.data)) for p in linear()]
+        optimizer = with_lr(make, parameters)
+        for step in range(2):
+            random = np.random.default_rng(step)
+            for parameter in parameters:
+                parameter.grad = array(random.standard_normal(parameter.shape).astype(np.float32))
+            optim.clip_grad_norm(parameters, 1.0)
+            optim.clip_grad_value(parameters, -0.5, 0.5)
+            optimizer.step().clear_grad()
+        saved = optimizer.state_dict()
+        optimizer.load_state_dict(saved)
+        assert same(optimizer.state_dict(), saved)
+        results.append([host(p.data) for p in parameters] + [v for e in saved["state"].values() for v in e.values()])
+    assert all(map(np.array_equal, *results))
+
+
 # --- state dicts
 
 
@@ -492,6 +512,14 @@ def test_it_goes_as_the_kernel_does():
     ours, theirs = optim.SGD(linear(), lr=0.01, momentum=0.9, weight_decay=0.5), Momentum(linear(), 0.01, 0.9, 0.5)
     for fused, written in zip(trained(ours, 5), trained(theirs, 5)):
         np.testing.assert_allclose(fused, written, rtol=1e-5, atol=1e-6)
+
+
+def test_its_states_are_loaded_with_their_dtypes():
+    optimizer = Momentum(linear(), lr=0.1)
+    saved = optimizer.state_dict()
+    saved["state"][0]["step"] = np.array(3, np.float64)
+    optimizer.load_state_dict(saved)
+    assert same(optimizer.state_dict()["state"][0]["step"], np.array(3, np.float64))
 
 
 def test_a_state_has_a_name_of_its_own_and_any_value():

@@ -24,7 +24,7 @@ def net():
 
 
 def gradients_of(parameters, seed=0):
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng([1, seed])
     return tuple(random.standard_normal(parameter.shape) for parameter in parameters)
 
 
@@ -168,6 +168,18 @@ def test_called_with_gradients_it_does_what_step_does(make):
     assert called.global_step == stepping.global_step == 2
 
 
+@pytest.mark.parametrize("make", [MAKE["Momentum"], MAKE["FTRL"], lambda p: MomentumOpt(p, 0.1, 0.9)])
+def test_it_is_the_same_on_every_device(make, device):
+    results = []
+    for array, host in ((np.array, np.array), (device.array, device.host)):
+        parameters = [Parameter(array(p.data), p.name) for p in net()]
+        optimizer = make(parameters)
+        for seed in range(2):
+            optimizer(tuple(map(array, gradients_of(parameters, seed))))
+        results.append([host(parameter.data) for parameter in parameters])
+    assert all(map(np.array_equal, *results))
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -206,12 +218,14 @@ def test_trainable_params_are_those_that_require_a_gradient():
     parameters = net()
     parameters[1].requires_grad = False
     assert nn.trainable_params(parameters) == [parameters[0], *parameters[2:]]
+    optimizer = nn.Momentum(nn.trainable_params(parameters), 0.1, 0.9)
+    assert len(optimizer.parameters_in_order) == 4
 
 
 @each
 def test_parameters_of_a_batch_norm_are_not_decayed_where_there_are_no_groups(make):
     decayed, plain = net(), net()
-    optimizer, without = make(decayed, weight_decay=0.5), make(plain)
+    optimizer, without = make(decayed, weight_decay=8.0), make(plain)
     for seed in range(2):
         optimizer(gradients_of(decayed, seed))
         without(gradients_of(plain, seed))
@@ -221,6 +235,13 @@ def test_parameters_of_a_batch_norm_are_not_decayed_where_there_are_no_groups(ma
     assert (
         "Not decayed, since their names have beta or gamma: bn1.gamma, bn1.beta" in optimizer.describe()
     ) is filtered
+
+
+def test_what_a_group_lacks_is_the_optimizers():
+    first, *rest = net()
+    optimizer = nn.Momentum([{"params": [first], "lr": 0.5}, {"params": rest}], 0.1, 0.9, weight_decay=0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.1]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.25, 0.25]
 
 
 def test_only_undecayed_parameters_are_one_group():
@@ -407,6 +428,20 @@ def test_lists_of_several_groups_have_one_length():
     first, *rest = net()
     with pytest.raises(ValueError, match="one length"):
         nn.Momentum([{"params": [first], "lr": [0.1, 0.2]}, {"params": rest}], [0.1, 0.2, 0.3], 0.9)
+
+
+def test_the_guides_piecewise_list():
+    rates = nn.piecewise_constant_lr([1, 3, 10], [0.1, 0.05, 0.01])
+    assert rates == [0.1, 0.05, 0.05, *[0.01] * 7]
+    optimizer = nn.Momentum(net(), learning_rate=rates, momentum=0.9, weight_decay=0.0)
+    assert optimizer.get_lr() == 0.1
+
+
+@pytest.mark.parametrize("name", ["cosine_decay_lr", "exponential_decay_lr", "inverse_decay_lr", "natural_exp_decay_lr",
+                                  "polynomial_decay_lr", "warmup_lr", "CosineDecayLR", "ExponentialDecayLR",
+                                  "InverseDecayLR", "NaturalExpDecayLR", "PolynomialDecayLR"])  # fmt: skip
+def test_schedules_are_here_by_their_names(name):
+    assert callable(getattr(nn, name))
 
 
 class Halved(nn.LearningRateSchedule):
