@@ -21,8 +21,8 @@ EXPRESSIONS = OPERATORS | {
     scaled: "scaled({}, {})",
 }
 # A value of so many operations, which a uniform condition may not choose, is computed only where it is chosen; of a
-# shorter one, a jump costs as much. H200 issues some 200 instructions for an element while 28 bytes of it move: FTRL has
-# 390 (sm_90) with both of its root and its real power, and 120 with the root alone.
+# shorter one, a jump costs as much. H200 issues some 200 instructions for an element while 28 bytes of it move: FTRL
+# has 390 (sm_90) with both of its root and its real power, and 120 with the root alone.
 LONG_BRANCH = 16
 STORED = {"float32": "float", "float64": "double", "float16": "Half", "bfloat16": "BFloat16"}
 

@@ -192,7 +192,7 @@ def checked_entry(
         if key not in states and key not in scalars:
             names = ", ".join([*scalars, *states]) or "no state"
             raise ValueError(f"{what} has {key!r}; {type(rule).__name__} keeps {names}.")
-    # A flag's state may be missing: the flag was turned on after the last step, and its state starts from zeros.
+    # A flag's state may be missing: the flag was turned on after the last step, and its state starts then.
     for key in [*scalars, *(state.name for state in rule.all_states() if state.when is None)]:
         if key not in entry:
             raise KeyError(f"{what} lacks {key!r}; it has {', '.join(map(repr, entry))}.")
@@ -244,9 +244,9 @@ def _fill(arena: Arena, rule: Rule, loaded: Sequence[Mapping[str, Any] | None]) 
     with arena.memory.here():
         arena.counters[...] = arena.memory.asarray(counters)
     arena.join_cohorts(histories)
-    names = {name for entry in loaded if entry for name in entry if name in {s.name for s in rule.all_states()}}
-    for name in sorted(names | set(arena.states), key=[s.name for s in rule.all_states()].index):
-        host = np.zeros(len(arena.data), arena.dtype)
+    names = {name for entry in loaded if entry for name in entry} | set(arena.states)
+    for state in (state for state in rule.all_states() if state.name in names):
+        name, host = state.name, np.full(len(arena.data), rule.initial(state), arena.dtype)
         for index, entry in enumerate(loaded):
             if entry is not None and name in entry:
                 value = entry[name]

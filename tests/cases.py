@@ -219,6 +219,7 @@ CASES = (
         ),
         own=({"lr_in_momentum": True}, {"lr_in_momentum": True, "dampening": 0.0, "nesterov": True}),
         wider=references.SGD,
+        bytes_moved=20,
     ),
     Case(
         fusedopt.Adam,
@@ -253,6 +254,7 @@ CASES = (
         ),
         own=ADAMS_OWN,
         wider=references.Adam,
+        bytes_moved=28,
     ),
     Case(
         fusedopt.AdamW,
@@ -270,6 +272,7 @@ CASES = (
         ),
         own=ADAMS_OWN,
         wider=references.AdamW,
+        bytes_moved=28,
     ),
     Case(
         fusedopt.Lion,
@@ -279,6 +282,7 @@ CASES = (
         first_move=lambda g, options: -options["lr"] * np.sign(g),
         coasts=lambda options: True,
         golden=(Golden({"lr": 0.01, "weight_decay": 0.1}, (0.987012989, -2.004015988, 0.4885314895, 0.23925074975)),),
+        bytes_moved=20,
     ),
     Case(
         fusedopt.Adagrad,
@@ -432,6 +436,7 @@ CASES = (
         wider=references.Rprop,
         unlike={
             "lr of zero moves nothing": "no step is below step_sizes[0]",
+            "lr counts after the first step": "it is what the step sizes start from",
             "float32 is near float64": "a sign is right or wrong",
             "infinities are remembered": "only the last gradient's sign is",
         },

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -21,6 +22,7 @@ from cases import (
 )
 from fusedopt import rules
 from fusedopt.rules.rule import is_flag
+from fusedopt.tracing import trace
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -215,6 +217,149 @@ def test_adam_with_large_eps_differs_from_small():
         plain.update(0.01 * ordinary(10, "float64", 1))
         results.append(plain.parameter)
     assert (np.abs(results[0]) > np.abs(results[1])).all()
+
+
+# --- bytes
+
+
+def bytes_moved(rule):
+    """What a step must load and store for a parameter in float32."""
+    body = trace(rule).body
+    stored = {name: number for name, number in body.results.items() if name != "g"}
+    needed = set(stored.values())
+    for number in reversed(range(len(body.statements))):
+        if number in needed:
+            needed |= set(body.statements[number].operands)
+    arrays = {f"s.{name}": name for name in rule.kept_states} | {"p": "p", "g": "g"}
+    loaded = {number: arrays[s.value] for number, s in enumerate(body.statements) if s.value in arrays}
+    loads = [name for number, name in loaded.items() if number in needed]
+    stores = [name for name, number in stored.items() if loaded.get(number) != name]
+    return 4 * (len(loads) + len(stores))
+
+
+@pytest.mark.parametrize(
+    ("rule", "count"),
+    [
+        (rules.RMSprop(), 20),
+        (rules.RMSprop(momentum=0.9), 28),
+        (rules.RMSprop(centered=True), 28),
+        (rules.RMSprop(centered=True, momentum=0.9), 36),
+        (rules.Rprop(), 28),
+        (rules.FTRL(), 28),
+        (rules.ProximalAdagrad(), 20),
+        (rules.Momentum(), 20),
+    ],
+    ids=repr,
+)
+def test_a_step_moves_no_byte_more_than_the_equations_need(rule, count):
+    assert bytes_moved(rule) == count
+
+
+# --- RMSprop, Rprop, FTRL and ProximalAdagrad in detail
+
+
+def updated(rule, parameter, *gradients, dtype="float64"):
+    """A parameter after steps of a rule, with its states."""
+    plain = Plain(rule, np.array(parameter, dtype))
+    for gradient in gradients:
+        plain.update(np.array(gradient, dtype))
+    return plain
+
+
+@pytest.mark.parametrize("eps", [1e-8, 0.0])
+def test_a_variance_that_rounding_makes_negative_is_zero_in_rmsprop(eps):
+    """Of equal gradients the variance is soon zero, or an ulp beside it; torch's parameter is NaN then."""
+    gradients = ordinary(1000, "float32", 1)
+    plain = updated(rules.RMSprop(alpha=0.5, centered=True, eps=eps), gradients, *[gradients] * 60, dtype="float32")
+    variance = plain.states["square_avg"] - plain.states["grad_avg"] ** 2
+    assert (variance < 0).any()
+    assert not np.isnan(plain.parameter).any()
+    assert np.isfinite(plain.parameter).all() == (eps > 0)
+    tensor = torch.nn.Parameter(torch.from_numpy(gradients.copy()))
+    theirs = torch.optim.RMSprop([tensor], alpha=0.5, centered=True, foreach=False)
+    for _ in range(60):
+        tensor.grad = torch.from_numpy(gradients.copy())
+        theirs.step()
+    assert tensor.isnan().any()
+
+
+def test_a_variance_of_nan_stays_nan_in_rmsprop():
+    assert np.isnan(updated(rules.RMSprop(centered=True), [1.0], [np.nan], [1.0]).parameter).all()
+
+
+def test_rprop_compares_signs_where_a_product_of_gradients_would_vanish():
+    """1e-4 squared is zero in float16, and 1e-30 squared in float32: torch's step sizes stay as they are then."""
+    for small, dtype in ((1e-4, "float16"), (1e-30, "float32")):
+        gradients = np.array([[small, small, 0.0], [small, -small, small]])
+        plain = updated(rules.Rprop(lr=1.0, etas=(0.5, 2.0)), [0.0, 0.0, 0.0], *gradients, dtype=dtype)
+        assert plain.states["step_size"].tolist() == [2.0, 0.5, 1.0]
+        assert plain.parameter.tolist() == [-3.0, -1.0, -1.0]
+
+
+def test_rprop_steps_at_its_size_again_after_a_turn():
+    """The gradient that turned is forgotten: it moves nothing, and the next one changes no size."""
+    plain = updated(rules.Rprop(lr=1.0, etas=(0.5, 2.0)), [0.0], [1.0], [-1.0])
+    assert (plain.parameter, plain.states["prev"], plain.states["step_size"]) == (-1.0, 0.0, 0.5)
+    plain.update(np.array([-1.0]))
+    assert (plain.parameter, plain.states["prev"], plain.states["step_size"]) == (-0.5, -1.0, 0.5)
+
+
+def test_the_two_etas_have_ranges_of_their_own():
+    for etas, place, interval in (((1.0, 1.2), 0, "(0, 1)"), ((0.5, 1.0), 1, "(1, inf)"), ((1.2, 0.5), 0, "(0, 1)")):
+        message = re.escape(f"Rprop: etas[{place}] must be in {interval}, got {etas[place]}.")
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            rules.Rprop(etas=etas)
+
+
+@pytest.mark.parametrize("default", [(0.5, 0.9, 1.2), 0.5])
+def test_ranges_of_two_numbers_are_those_of_two_numbers(default):
+    with pytest.raises(ValueError, match=r"has one range|have one range or 3"):
+        rules.hyperparameter(default, ("(0, 1)", "(1, inf)"))
+
+
+def test_ftrl_stays_where_it_is_while_gradients_are_zero():
+    plain = updated(rules.FTRL(lr=0.1, l1=0.01, l2=0.02), [1.0, -2.0], [0.3, -0.4])
+    before = plain.parameter
+    assert (before != 0).all()
+    plain.update(np.zeros(2))
+    assert_same_bits(plain.parameter, before)
+
+
+@pytest.mark.parametrize("lr_power", [-0.5, -0.7, 0.0])
+def test_ftrl_starts_from_zero_or_from_the_parameter(lr_power):
+    options = {"lr": 0.1, "lr_power": lr_power, "l1": 0.01, "l2": 0.02}
+    start = [1.0, -2.0, 0.0]
+    assert (updated(rules.FTRL(**options), start, np.zeros(3)).parameter == 0).all()
+    kept = updated(rules.FTRL(**options, linear_init_from_param=True), start, np.zeros(3), np.zeros(3)).parameter
+    np.testing.assert_allclose(kept, start, rtol=1e-14)
+
+
+def test_ftrl_makes_small_parameters_zero_and_keeps_nan():
+    plain = updated(rules.FTRL(lr=0.1, l1=0.5), [0.0, 0.0, 0.0], [0.4, 0.6, np.nan])
+    assert plain.parameter[0] == 0
+    assert plain.parameter[1] < 0
+    assert np.isnan(plain.parameter[2])
+
+
+@pytest.mark.parametrize("rule", [rules.ProximalAdagrad, rules.FTRL])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_accumulator_of_zero_makes_no_nan(rule, dtype):
+    plain = updated(rule(lr=0.1, initial_accumulator_value=0.0), [0.5, 0.5], [0.0, 1.0], dtype=dtype)
+    assert np.isfinite(plain.parameter).all()
+    assert plain.parameter[0] == (0.5 if rule is rules.ProximalAdagrad else 0.0)
+
+
+def test_proximal_adagrad_makes_small_parameters_zero():
+    plain = updated(rules.ProximalAdagrad(lr=0.1, l1=1.0), [0.05, -0.05, 0.2, -0.2], np.zeros(4))
+    np.testing.assert_allclose(plain.parameter, [0.0, 0.0, 0.1, -0.1], rtol=1e-15)
+
+
+def test_momentum_is_sgd_without_dampening():
+    for nesterov in (False, True):
+        options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": nesterov}
+        gradients = [ordinary(100, "float64", seed) for seed in range(5)]
+        one, other = (updated(rule(**options), gradients[0], *gradients) for rule in (rules.Momentum, rules.SGD))
+        np.testing.assert_allclose(one.parameter, other.parameter, rtol=1e-14, atol=1e-14)
 
 
 # --- hyperparameters

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fusedopt
-from cases import DTYPES, EXTREMES, Both, Plain, assert_same_bits, each_combination
+from cases import CASES, DTYPES, EXTREMES, Both, Plain, assert_same_bits, each_combination
 from fusedopt import rules
 from fusedopt.cuda_text import Variant, rule_text
 from fusedopt.rules import Rule, State, Values, exp2, hyperparameter, larger, log2, power, sign, smaller
@@ -314,6 +314,23 @@ def test_a_trace_says_what_it_reads_and_returns(case, options):
     assert all(s.uniform for s in traced.prologue.statements)
     assert power not in [s.operation for s in traced.body.statements]
     assert all(f"{name}=" in traced.title for name, _ in rule.flags if name in rule.shown())
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.bytes_moved], ids=lambda case: case.name)
+def test_a_step_moves_the_bytes_that_the_equations_need(case):
+    """In float32: each stream that some result reads, and each result that is not what was there before."""
+    body = trace(case.rule(**case.main)).body
+    changed = [name for name in body.results if name != "g"]  # the gradient is stored where it is asked for alone
+    needed, left = set(), [body.results[name] for name in changed]
+    while left:
+        number = left.pop()
+        if number not in needed:
+            needed.add(number)
+            left += body.statements[number].operands
+    inputs = {body.statements[number].value: number for number in needed if body.statements[number].operation is INPUT}
+    loads = [name for name in inputs if not name.startswith("c.")]
+    stores = [name for name in changed if body.results[name] != inputs.get(name if name == "p" else f"s.{name}")]
+    assert 4 * (len(loads) + len(stores)) == case.bytes_moved
 
 
 # --- the vocabulary beyond operators

@@ -23,8 +23,9 @@ HALVES = (torch.float16, torch.bfloat16)
 STEPS = 30
 # A moment remembers up to twenty roundings, of half an ulp each, of numbers as large as the gradient.
 STATE_ULPS = 10
-# Adadelta's keeps squares, which double what a change of five roundings is off by.
-ULPS_OF = {"acc_delta": 20}
+# Adadelta's keeps squares, which double what a change of five roundings is off by; RMSprop's what was divided by the
+# root of a difference, where centered.
+ULPS_OF = {"acc_delta": 20, "momentum_buffer": 20}
 
 
 @dataclass(frozen=True)
@@ -305,7 +306,7 @@ def another(value):
     if isinstance(value, bool):
         return not value
     if isinstance(value, tuple):
-        return tuple(map(another, value))
+        return tuple(0.9 * x + 0.1 for x in value)  # nearer to 1, on the same side
     return 0.5 * value if value else 0.5
 
 
@@ -340,35 +341,52 @@ def test_every_option_may_change_in_training(change, dtype, torch_device):
         unchanged.take(3)
         run.compare()
     changed, others = (tensors_of(some.theirs) for some in (run, unchanged))
-    assert any(bool((a != b).any()) for a, b in zip(changed, others, strict=True)), f"{name} makes no difference here"
+    differs = any(bool((a != b).any()) for a, b in zip(changed, others, strict=True))
+    assert differs != (f"{name} counts after the first step" in case.unlike), f"{name} makes a difference: {differs}"
+
+
+def _flags_with_state():
+    """(case, what turns the flag off, what turns it on, the state that goes with it)"""
+    for case in TORCHS_OWN:
+        if "amsgrad" in case.rule.options():
+            yield case, {"amsgrad": False}, {"amsgrad": True}, "max_exp_avg_sq"
+        if case.name == "RMSprop":
+            yield case, {"momentum": 0.0}, {"momentum": 0.9}, "momentum_buffer"
+            yield case, {"centered": False}, {"centered": True}, "grad_avg"
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in TORCHS_OWN if "amsgrad" in case.rule.options()], ids=lambda case: case.name
+    ("case", "off", "on", "key"),
+    [pytest.param(*row, id=f"{row[0].name}-{row[3]}") for row in _flags_with_state()],
 )
 @pytest.mark.parametrize("steps", [0, 3])
-def test_amsgrad_turned_on_in_training_starts_from_a_maximum_of_zero(case, steps, torch_device):
-    run = run_of_case(case, case.main, torch_device)
+def test_a_flag_turned_on_in_training_has_a_state_that_starts_from_zero(case, off, on, key, steps, torch_device):
+    run = run_of_case(case, {**case.main, **off}, torch_device)
     run.take(steps)
-    run.change(amsgrad=True)
+    run.change(**on)
     for p in params_of(run.theirs) if steps else ():
         give_gradients(params_of(run.theirs), 0)
-        with pytest.raises(KeyError, match="max_exp_avg_sq"):
+        with pytest.raises(KeyError, match=key):
             run.theirs.step()
-        run.theirs.state[p]["max_exp_avg_sq"] = torch.zeros_like(p)
+        run.theirs.state[p][key] = torch.zeros_like(p)
     run.take(5)
     run.compare()
-    run.change(amsgrad=False)
+    run.change(**off)
     run.take(2)
-    run.change(amsgrad=True)
+    run.change(**on)
     run.take(2)
     run.compare()
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in TORCHS_OWN if "momentum" in case.rule.options()], ids=lambda case: case.name
-)
-@pytest.mark.parametrize("order", [(0.9, 0.0, 0.9), (0.0, 0.9, 0.0), (0.9, 0.0, 0.5, 0.0, 0.9)], ids=str)
+def _orders():
+    """Momentum in the order in which it is set; torch's RMSprop makes its buffer at the first step or never."""
+    for case in [case for case in TORCHS_OWN if "momentum" in case.rule.options()]:
+        for order in ((0.9, 0.0, 0.9), (0.0, 0.9, 0.0), (0.9, 0.0, 0.5, 0.0, 0.9)):
+            if order[0] or case.name == "SGD":
+                yield pytest.param(case, order, id=f"{order}-{case.name}")
+
+
+@pytest.mark.parametrize(("case", "order"), list(_orders()))
 def test_momentum_goes_off_and_on_as_in_torch(case, order, torch_device):
     run = run_of_case(case, {**case.main, "momentum": order[0]}, torch_device)
     for momentum in order:
@@ -400,6 +418,7 @@ def test_each_group_has_its_own_options(info, dtype, torch_device):
     ours = [{"params": parameters(dtype, torch_device.device), **copy.deepcopy(options)} for options in kwargs]
     theirs = [{"params": parameters(dtype), **for_torch(info, copy.deepcopy(options), dtype)} for options in kwargs]
     outer = {"lr": 0.01, "weight_decay": 0.05}  # for the groups without
+    outer = {name: value for name, value in outer.items() if name in inspect.signature(info.optim_cls).parameters}
     run = Run(
         info.optim_cls(theirs, **outer, foreach=False),
         getattr(fusedopt.torch, info.name)(ours, **outer),
