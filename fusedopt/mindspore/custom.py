@@ -130,7 +130,7 @@ class Optimizer(Cell):
         entries = [places[id(parameter)] for parameter in given.order]
         self._rates = [entry.get("lr", rate) for entry in entries]
         self._decays = [
-            0.0 if not given.are_groups and not_decayed(p) else entry.get("weight_decay", decay)
+            0.0 if not given.are_groups and not_decayed(p.name) else entry.get("weight_decay", decay)
             for p, entry in zip(given.order, entries)
         ]
         self._centralized = [entry.get("grad_centralization", False) for entry in entries]

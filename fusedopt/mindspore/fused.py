@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import fusedopt.optimizer
 from fusedopt.mindspore.arguments import ABOVE_ZERO, a_decay, a_number, a_rate
 from fusedopt.mindspore.custom import Optimizer
 from fusedopt.mindspore.groups import grouped
 from fusedopt.parameter import Parameter
-
-Self = TypeVar("Self", bound="Fused")
 
 
 class Fused(fusedopt.optimizer.Optimizer):
@@ -36,11 +34,20 @@ class Fused(fusedopt.optimizer.Optimizer):
         name = type(self).__name__
         decay = a_decay(f"{name}: weight_decay", weight_decay, self.dynamic_decay)
         given = grouped(params, self.filters_names and decay != 0, name, self.dynamic_decay)
-        common = {} if loss_scale == 1.0 else {"loss_scale": a_number(f"{name}: loss_scale", loss_scale, ABOVE_ZERO)}
-        if decay != 0 or "weight_decay" in self.rule.options():
-            common["weight_decay"] = decay
         self._order, self._undecayed, self.is_group_lr = given.order, given.undecayed, given.own_rates
-        super().__init__(given.entries, lr=a_rate(f"{name}: learning_rate", learning_rate), **common, **options)
+        super().__init__(
+            given.entries,
+            lr=a_rate(f"{name}: learning_rate", learning_rate),
+            weight_decay=decay,
+            loss_scale=a_number(f"{name}: loss_scale", loss_scale, ABOVE_ZERO),
+            **options,
+        )
+
+    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
+        """Add a dict with "params" and options of its own; its parameters come after the others."""
+        given = grouped([param_group], False, type(self).__name__, self.dynamic_decay)
+        self._add(given.entries)
+        self.is_group_lr |= given.own_rates
 
     @property
     def parameters_in_order(self) -> tuple[Parameter, ...]:

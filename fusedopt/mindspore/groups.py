@@ -37,7 +37,7 @@ def grouped(params: Any, decays: bool, owner: str, dynamic_decay: bool = True) -
     """What a user passed as `params`, checked.
 
     Args:
-        decays: Parameters that come without groups are decayed, but for those whose names have `beta` or `gamma`.
+        decays: There is a weight decay, and parameters without groups whose names have `beta` or `gamma` have none.
         owner: The optimizer, as errors name it.
         dynamic_decay: A group's weight decay may be a function.
 
@@ -49,9 +49,9 @@ def grouped(params: Any, decays: bool, owner: str, dynamic_decay: bool = True) -
         params = params if isinstance(params, (set, frozenset)) else list(params)
     first = params[0] if isinstance(params, list) and params else params
     if not isinstance(first, Mapping):
-        entries, undecayed = _without_groups(groups_of(params), decays)
-        order = [parameter for entry in groups_of(params) for parameter in entry["params"]]
-        return Grouped(entries, order, undecayed, own_rates=False, are_groups=False)
+        (entry,) = groups_of(params)
+        entries, undecayed = _without_groups(entry) if decays else ([entry], [])
+        return Grouped(entries, entry["params"], undecayed, own_rates=False, are_groups=False)
     given = [params] if isinstance(params, Mapping) else params
     orders = [entry["order_params"] for entry in given if _is_order(entry, owner)]
     entries = groups_of([entry for entry in given if not _is_order(entry, owner)])
@@ -67,18 +67,19 @@ def trainable_params(parameters: Iterable[Parameter]) -> list[Parameter]:
     return [parameter for parameter in parameters if parameter.requires_grad]
 
 
-def not_decayed(parameter: Parameter) -> bool:
-    """Whether MindSpore leaves a parameter out of the weight decay for its name, as BatchNorm's are called."""
-    return any(word in (parameter.name or "") for word in ("beta", "gamma"))
+def not_decayed(name: str | None) -> bool:
+    """Whether MindSpore leaves a parameter of this name out of the weight decay, as BatchNorm's are called."""
+    return any(word in (name or "") for word in ("beta", "gamma"))
 
 
-def _without_groups(entries: list[dict[str, Any]], decays: bool) -> tuple[list[dict[str, Any]], list[Parameter]]:
-    params = entries[0]["params"]
-    undecayed = [parameter for parameter in params if not_decayed(parameter)] if decays else []
-    if not undecayed:
-        return entries, []
-    rest = [parameter for parameter in params if not not_decayed(parameter)]
-    return [*([{"params": rest}] if rest else []), {"params": undecayed, "weight_decay": 0.0}], undecayed
+def _without_groups(entry: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Parameter]]:
+    """One group, or where names ask for it one with and one without weight decay; and the parameters of that."""
+    names = entry.get("param_names", [parameter.name for parameter in entry["params"]])
+    spared = [not_decayed(name) for name in names]
+    decayed = {key: [item for item, no in zip(items, spared) if not no] for key, items in entry.items()}
+    undecayed = {key: [item for item, no in zip(items, spared) if no] for key, items in entry.items()}
+    parts = [decayed] if decayed["params"] else []
+    return [*parts, *([undecayed | {"weight_decay": 0.0}] if undecayed["params"] else [])], undecayed["params"]
 
 
 def _is_order(entry: Any, owner: str) -> bool:

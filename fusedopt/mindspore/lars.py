@@ -10,7 +10,7 @@ import numpy as np
 from fusedopt.clipping import norm_of
 from fusedopt.layout import on_device_of
 from fusedopt.mindspore.arguments import a_flag, a_float
-from fusedopt.mindspore.custom import at_step
+from fusedopt.mindspore.custom import Optimizer, at_step
 from fusedopt.mindspore.fused import Fused
 from fusedopt.parameter import Parameter
 
@@ -49,7 +49,7 @@ class LARS:
             raise TypeError(f"LARS wraps an optimizer of fusedopt.mindspore, got {type(optimizer).__name__}.")
         self.epsilon, self.coefficient = a_float("LARS: epsilon", epsilon), a_float("LARS: coefficient", coefficient)
         self.use_clip, self.optimizer = a_flag("LARS: use_clip", use_clip), optimizer
-        self._adapted = {id(p) for p in optimizer.parameters() if lars_filter(p)}
+        self._adapted = {parameter for parameter in optimizer.parameters() if lars_filter(parameter)}
         self._scales = [group.rule.loss_scale for group in optimizer.param_groups]
         self._decays = [group.schedules.get("weight_decay", group["weight_decay"]) for group in optimizer.param_groups]
         for group in optimizer.param_groups:
@@ -57,7 +57,9 @@ class LARS:
 
     def __getattr__(self, name: str) -> Any:
         """Groups, state dicts and whatever else are the other optimizer's."""
-        return getattr(self.__dict__["optimizer"], name)
+        if name.startswith("__") or "optimizer" not in self.__dict__:  # as while it is copied
+            raise AttributeError(f"LARS has no attribute {name!r}.")
+        return getattr(self.optimizer, name)
 
     def __call__(self, gradients: Sequence[Any]) -> bool:
         """Take a step with these gradients, one for each parameter."""
@@ -75,7 +77,7 @@ class LARS:
                     with on_device_of(parameter.data):
                         if scale != 1:
                             parameter.grad[...] = parameter.grad / parameter.dtype.type(scale)
-                        if id(parameter) in self._adapted:
+                        if parameter in self._adapted:
                             self._adapt(parameter, decay, rate)
         self.optimizer.step()
         return self
@@ -89,3 +91,6 @@ class LARS:
         real = np.float64 if parameter.dtype == np.float64 else np.float32
         decayed = parameter.grad.astype(real) + real(decay) * parameter.data.astype(real)
         parameter.grad[...] = decayed * real(ratio)
+
+
+Optimizer.register(LARS)

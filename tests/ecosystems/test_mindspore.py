@@ -316,6 +316,16 @@ def test_a_group_added_later_comes_last():
     optimizer = nn.Momentum(parameters[1:], 0.1, 0.9, weight_decay=0.1)
     optimizer.add_param_group({"params": parameters[0], "lr": 0.5})
     assert [p.name for p in optimizer.parameters_in_order] == [*NAMES[1:], NAMES[0]]
+    assert optimizer.get_lr() == (0.1, 0.1, 0.1, 0.1, 0.5)
+    with pytest.raises(KeyError, match="did you mean 'weight_decay'"):
+        optimizer.add_param_group({"params": Parameter(np.ones(2)), "weigth_decay": 0.5})
+
+
+def test_names_may_come_with_the_parameters():
+    named = [(name, Parameter(p.data)) for name, p in zip(NAMES, net())]
+    optimizer = nn.Momentum(named, 0.1, 0.9, weight_decay=0.1)
+    assert [p.name for p in optimizer.parameters_in_order] == list(NAMES)
+    assert optimizer.describe().endswith("bn1.gamma, bn1.beta")
 
 
 @pytest.mark.parametrize(
@@ -605,6 +615,20 @@ def test_lars_clips_to_the_learning_rate_in_force_and_lets_zeros_be():
     optimizer((np.ones(4), np.ones(2)))
     np.testing.assert_allclose(one.data, p - 0.5)  # r = min(20 / 0.5, 1)
     np.testing.assert_allclose(zero.data, [-0.5, -0.5])
+
+
+def test_copies_of_lars_go_on_as_the_original():
+    parameters = net()
+    optimizer = nn.LARS(nn.Momentum(parameters, 0.1, 0.9, weight_decay=0.5), coefficient=0.5)
+    assert isinstance(optimizer, nn.Optimizer)
+    for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        original = copy.deepcopy(optimizer)
+        copied(gradients_of(parameters))
+        original(gradients_of(parameters))
+        first, second = (values_of(each.parameters_in_order) for each in (copied, original))
+        assert all(map(np.array_equal, first, second))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        optimizer.nothing  # noqa: B018
 
 
 @pytest.mark.parametrize(
