@@ -1,5 +1,6 @@
 """Optimizers whose step is one kernel launch: CuPy on CUDA, NumPy on the CPU, the same bits on both."""
 
+from fusedopt import schedules
 from fusedopt.backends import array_module
 from fusedopt.checkpoint import load, save
 from fusedopt.clipping import clip_grad_norm, clip_grad_value
@@ -18,5 +19,6 @@ __all__ = [
     "clip_grad_value",
     "load",
     "save",
+    "schedules",
     *RULES,
 ]

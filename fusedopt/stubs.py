@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 # Modules of optimizers, each with the type of its tensors, which a number may be given as.
 MODULES = {"fusedopt": "", "fusedopt.torch": "Tensor"}
+IMPORTS = ["from fusedopt.rules import Rule", "from fusedopt.schedules.options import NumberOrSchedule"]
 
 
 def path(package: str) -> Path:
@@ -21,7 +23,7 @@ def stub_text(package: str) -> str:
     module = importlib.import_module(f"{package}.optimizers")
     lines = ["# Written by fusedopt.stubs from the rules.", "from typing import Any", ""]
     lines += [f"from torch import {tensor}", ""] if tensor else []
-    lines += [*sorted([f"from {package}.optimizer import Optimizer", "from fusedopt.rules import Rule"]), ""]
+    lines += [*sorted([f"from {package}.optimizer import Optimizer", *IMPORTS]), ""]
     lines += ["RULES: dict[str, type[Rule]]", ""]
     for name, cls in vars(module).items():
         if inspect.isclass(cls) and issubclass(cls, module.Optimizer) and cls is not module.Optimizer:
@@ -41,7 +43,8 @@ def _annotation(option: inspect.Parameter, tensor: str) -> str:
         return "bool | None" if option.default is None else "bool"
     name = getattr(option.annotation, "__name__", str(option.annotation))
     name = str(option.annotation) if "[" in str(option.annotation) else name
-    return name.replace("float", f"float | {tensor}") if tensor else name
+    name = "NumberOrSchedule" if name == "float" else name
+    return re.sub("float|NumberOrSchedule", rf"\g<0> | {tensor}", name) if tensor else name
 
 
 if __name__ == "__main__":

@@ -273,7 +273,7 @@ def wrong_hyperparameters() -> Iterator[Any]:
                     where = f"{name}[{place}]" if tuples else name
                     message = re.escape(f"{case.name}: {where} must be in {interval.text}, got {number}")
                     yield case, name, value, ValueError, message
-            kinds = (None, "fast", 1j, np.ones(2)) if not tuples else (None, 0.9, (0.9,), (0.9, 0.9, 0.9), "ab")
+            kinds = (None, "fast", 1j, np.ones((2, 2))) if not tuples else (None, 0.9, (0.9,), (0.9, 0.9, 0.9), "ab")
             for value in kinds:
                 yield case, name, value, (TypeError, ValueError), f"{case.name}: {name} must be "
             yield (

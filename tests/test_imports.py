@@ -18,7 +18,7 @@ LAYERS = (
     ("version", "rules", "schedules"),
     ("tracing", "layout", "parameter"),
     ("cuda_text", "compiler", "backends"),
-    ("groups", "state_dict", "optimizer", "checkpoint", "functional", "clipping"),
+    ("groups", "scheduled", "state_dict", "optimizer", "checkpoint", "functional", "clipping"),
     ("optimizers", "__init__"),
     ("torch", "mindspore", "megengine", "testing", "stubs", "cli", "__main__"),
 )

@@ -551,6 +551,27 @@ def test_a_scheduler_drives_replays(surface):
         twins.compare()
 
 
+def test_a_schedule_drives_replays(surface):
+    """A call of `upload_hyperparameters` stands for the step of the replay that follows; a capture is no step."""
+    twins = started("SGD", lr=lambda step: 0.5 ** (step + 1), momentum=0.9)
+    lrs = lambda: [group["lr"] for optimizer in twins.optimizers for group in optimizer.param_groups]  # noqa: E731
+    count = twins.host.param_groups[0]["schedule_step"]
+    twins.give(1)
+    graph = captured(surface, twins.device.step)
+    assert twins.device.param_groups[0]["schedule_step"] == count
+    for step in range(4):
+        twins.give(step, into_place=True)
+        twins.device.upload_hyperparameters()
+        replay(graph)
+        twins.host_step()
+        twins.compare()
+        assert set(lrs()) == {0.5 ** (count + step + 1)}
+    twins.give(5)
+    twins.step()
+    twins.compare()
+    assert set(lrs()) == {0.5 ** (count + 5)}
+
+
 def test_eager_steps_between_replays_may_have_other_gradients(surface):
     twins = started()
     twins.give(1)
