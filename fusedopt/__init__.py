@@ -1,6 +1,6 @@
 """Optimizers whose step is one kernel launch: CuPy on CUDA, NumPy on the CPU, the same bits on both."""
 
-from fusedopt import schedules
+from fusedopt import functional, schedules
 from fusedopt.backends import array_module
 from fusedopt.checkpoint import load, save
 from fusedopt.clipping import clip_grad_norm, clip_grad_value
@@ -11,14 +11,7 @@ from fusedopt.parameter import Parameter
 from fusedopt.version import __version__
 
 __all__ = [
-    "Optimizer",
-    "Parameter",
-    "__version__",
-    "array_module",
-    "clip_grad_norm",
-    "clip_grad_value",
-    "load",
-    "save",
-    "schedules",
+    *("Optimizer", "Parameter", "__version__", "array_module", "functional", "load", "save", "schedules"),
+    *("clip_grad_norm", "clip_grad_value"),
     *RULES,
 ]

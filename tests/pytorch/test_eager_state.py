@@ -147,7 +147,7 @@ def test_what_has_no_memory_yet_has_state_at_its_first_step():
 
 @pytest.mark.parametrize("name", ["NAdam", "ASGD"])
 def test_scalar_state_is_torchs_but_for_the_rounding_to_float32(name, torch_device):
-    """torch rounds mu_product, eta and mu to float32 at each step, by 6e-8; ours are float64, and their file keeps them."""
+    """torch rounds mu_product, eta and mu to float32 at each step, by 6e-8; ours are float64, also in their file."""
     case = next(case for case in CASES if case.name == name)
     ours = getattr(fusedopt.torch, name)(leaves(torch_device.device), **case.main)
     theirs = case.reference(leaves(), foreach=False, **case.main)
