@@ -11,7 +11,15 @@ from fusedopt.parameter import Parameter
 from fusedopt.version import __version__
 
 __all__ = [
-    *("Optimizer", "Parameter", "__version__", "array_module", "functional", "load", "save", "schedules"),
-    *("clip_grad_norm", "clip_grad_value"),
+    "Optimizer",
+    "Parameter",
+    "__version__",
+    "array_module",
+    "clip_grad_norm",
+    "clip_grad_value",
+    "functional",
+    "load",
+    "save",
+    "schedules",
     *RULES,
 ]
