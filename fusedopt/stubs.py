@@ -40,7 +40,7 @@ def stub_text(package: str) -> str:
                 if option.kind is option.KEYWORD_ONLY and not keyword_only:
                     lines.append("        *,")
                     keyword_only = True
-                lines.append(f"        {option.name}: {_annotation(option, tensor)} = {option.default!r},")
+                lines.append(f"        {option.name}: {_of_optimizer(option, tensor)} = {option.default!r},")
             lines += ["    ) -> None: ...", ""]
     return "\n".join(lines[:-1]) + "\n"
 
@@ -81,16 +81,21 @@ def _kept(rule: type[Rule], name: str) -> str:
 def _argument(rule: type[Rule], argument: inspect.Parameter) -> str:
     if argument.name in rule.scalar_state:
         return "float | None"
-    return "Any" if argument.name in state_names(rule) else _annotation(argument, "")
+    return "Any" if argument.name in state_names(rule) else _annotation(argument)
 
 
-def _annotation(option: inspect.Parameter, tensor: str) -> str:
+def _of_optimizer(option: inspect.Parameter, tensor: str) -> str:
+    """The type of a constructor's argument: a number may be a schedule too, or a tensor."""
+    name = _annotation(option)
+    name = "NumberOrSchedule" if name == "float" else name
+    return re.sub("float|NumberOrSchedule", rf"\g<0> | {tensor}", name) if tensor else name
+
+
+def _annotation(option: inspect.Parameter) -> str:
     if option.annotation is option.empty:  # a flag
         return "bool | None" if option.default is None else "bool"
     name = getattr(option.annotation, "__name__", str(option.annotation))
-    name = str(option.annotation) if "[" in str(option.annotation) else name
-    name = "NumberOrSchedule" if name == "float" else name
-    return re.sub("float|NumberOrSchedule", rf"\g<0> | {tensor}", name) if tensor else name
+    return str(option.annotation) if "[" in str(option.annotation) else name
 
 
 if __name__ == "__main__":
