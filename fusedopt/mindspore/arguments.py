@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -71,6 +70,6 @@ def betas(owner: str, beta1: Any, beta2: Any) -> tuple[float, float]:
 
 
 def _within(what: str, value: float, interval: Interval) -> float:
-    if math.isnan(value) or value not in interval:
+    if value not in interval:  # NaN is in none
         raise ValueError(f"{what} must be in {interval.text}, got {value}.")
     return value

@@ -482,7 +482,11 @@ def test_a_required_option_has_to_be_given():
     parameters = linear()
     with pytest.raises(ValueError):
         Momentum(parameters)
-    Momentum(parameters, lr=0.1)  # nothing has taken them
+    optimizer = Momentum(parameters, lr=0.1)  # nothing has taken them
+    for make in (Momentum, optim.SGD):
+        with pytest.raises(ValueError, match=r"optimizer already|another optimizer"):
+            make(parameters, lr=0.1)
+    del optimizer
     assert repr(optim.required) == "<required parameter>"
 
 
