@@ -11,6 +11,7 @@ import numpy as np
 
 from fusedopt.layout import on_device_of
 from fusedopt.parameter import Parameter
+from fusedopt.sparse_gradient import SparseGradient
 
 PIECE = 1 << 20  # elements that are widened to float64 at a time: 8 MiB, whatever the tensor's size
 
@@ -95,6 +96,10 @@ def _gradients(parameters: Parameter | Iterable[Parameter]) -> list[Any]:
             raise TypeError(
                 f"clipping: element {index} is a {type(parameter).__name__}, not a fusedopt.Parameter; give the "
                 f"parameters whose gradients are to be clipped."
+            )
+        if isinstance(parameter.grad, SparseGradient):
+            raise TypeError(
+                f"clipping: {parameter.described} has a SparseGradient; clip its values before it is given."
             )
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 

@@ -119,3 +119,10 @@ def test_what_is_refused_changes_nothing(call, error, message):
     with pytest.raises(error, match=message):
         call(some)
     assert some[0].grad.tolist() == [3.0, 4.0]
+
+
+def test_gradients_of_some_rows_are_refused():
+    table = fusedopt.Parameter(np.zeros((3, 2)), name="table")
+    table.grad = fusedopt.SparseGradient(np.array([1]), np.ones((1, 2)))
+    with pytest.raises(TypeError, match="'table' .* has a SparseGradient; clip its values"):
+        clip_grad_norm(table, 1.0)

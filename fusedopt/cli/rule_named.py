@@ -24,22 +24,28 @@ def _rules_in(module: ModuleType) -> dict[str, type[rules.Rule]]:
     }
 
 
-OURS = {name.lower(): rule for name, rule in _rules_in(rules).items()}
+_NAMED = {name.lower(): rule for name, rule in _rules_in(rules).items()}
+OURS = {name: rule for name, rule in _NAMED.items() if not rule.procedure}
 
 
 def rule_named(text: str) -> type[rules.Rule]:
     """The rule class `adam` (any case), `module:Class` or `path/to/file.py:Class`; an optimizer stands for its rule.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: There is none of that name, or it is a procedure.
         ImportError, OSError: The module or the file cannot be read.
     """
     place, colon, name = text.rpartition(":")
     if not colon:
-        place, name, known = "fusedopt.rules", text.lower(), OURS
+        place, name, known = "fusedopt.rules", text.lower(), _NAMED
     else:
         known = _rules_in(_module(place))
     if name in known:
+        if known[name].procedure:
+            raise ValueError(
+                f"{known[name].__name__} is a procedure: its step is a series of array operations, and no single "
+                f"kernel; the rules with one are {', '.join(OURS)}."
+            )
         return known[name]
     lower = {each.lower(): each for each in known}
     near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)

@@ -6,7 +6,7 @@ import copy
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -58,6 +58,8 @@ class Optimizer(ABC):
 
     Source: `megengine.optimizer.Optimizer`.
     """
+
+    takes_rows: ClassVar[bool] = False  # no SparseGradient
 
     def __init__(self, params: Any, defaults: Mapping[str, Any]) -> None:
         self._defaults = dict(defaults)

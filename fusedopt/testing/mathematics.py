@@ -109,7 +109,8 @@ def _counts(rule: Rule, name: str, shown_by: Iterable[str]) -> bool:
 def hyperparameters(subject: Subject) -> str:
     """Another value of each option gives another parameter or another state."""
     options, own = subject.rule.options(), subject.own()
-    rules = list(dict.fromkeys((*subject.variants, subject.base)))
+    # The last: what counts only where another number is zero, as LAMB's always_adapt without weight decay.
+    rules = list(dict.fromkeys((*subject.variants, subject.base, *subject.with_other_numbers(subject.base))))
     idle = [name for name in own if not any(_matters(subject, rule, name) for rule in rules)]
     if idle:
         where = {name: "scalars or update" if is_flag(options[name]) else "scalars" for name in idle}

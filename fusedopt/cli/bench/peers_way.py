@@ -18,7 +18,7 @@ from fusedopt.cli.rule_named import rule_named
 Array = np.ndarray[Any, Any]
 
 # What all of them compute. The texts by hand have the learning rate, the betas and eps of this in them.
-OPTIMIZERS: dict[str, tuple[type[fusedopt.Optimizer], dict[str, float]]] = {
+OPTIMIZERS: dict[str, tuple[type[fusedopt.Optimizer], dict[str, Any]]] = {
     "sgd": (fusedopt.SGD, {"lr": 1e-3, "momentum": 0.9}),
     "adam": (fusedopt.Adam, {"lr": 1e-3}),
     "adamw": (fusedopt.AdamW, {"lr": 1e-3, "weight_decay": 1e-2}),
@@ -26,7 +26,7 @@ OPTIMIZERS: dict[str, tuple[type[fusedopt.Optimizer], dict[str, float]]] = {
 
 
 @functools.cache
-def optimizer_named(name: str) -> tuple[type[fusedopt.Optimizer], dict[str, float]]:
+def optimizer_named(name: str) -> tuple[type[fusedopt.Optimizer], dict[str, Any]]:
     """The class and its options: one of `OPTIMIZERS`; any rule of fusedopt's, in any case, with its defaults; or one of
     the user's own, as `rule_named` takes it.
 
