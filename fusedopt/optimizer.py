@@ -102,7 +102,7 @@ class Optimizer:
         fixed = {name: options.pop(name) for name in list(options) if not known[name].init}
         given = inspect.signature(self.rule).bind(*args, **options).arguments | fixed
         schedules = schedules_in(self.rule, given)
-        default = scheduled_rule(self.rule(), schedules, 0, given)
+        default = scheduled_rule(self.rule(), schedules, 0, self.rule.derived_options() | given)
         self.defaults: dict[str, Any] = default.shown() | schedules
         self._begin()
         self._add(groups_of(params))

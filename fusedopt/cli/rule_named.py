@@ -41,12 +41,13 @@ def rule_named(text: str) -> type[rules.Rule]:
     else:
         known = _rules_in(_module(place))
     if name in known:
-        if known[name].procedure:
+        rule = known[name]
+        if rule.procedure:
             raise ValueError(
-                f"{known[name].__name__} is a procedure: its step is a series of array operations, and no single "
-                f"kernel; the rules with one are {', '.join(OURS)}."
+                f"{rule.__name__} is a procedure: its step is a series of array operations, and no single kernel; the "
+                f"rules with one are {', '.join(OURS)}."
             )
-        return known[name]
+        return rule
     lower = {each.lower(): each for each in known}
     near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
     hint = f"did you mean {lower[near[0]]!r}?" if near else f"there are {', '.join(known) or 'none'}."

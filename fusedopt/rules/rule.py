@@ -209,6 +209,11 @@ class Rule:
         return float(getattr(self, state.initial)) if isinstance(state.initial, str) else state.initial
 
     @classmethod
+    def derived_options(cls) -> dict[str, None]:
+        """The options that follow from others where they are not given, each of which is None until then."""
+        return {name: None for name, field in cls.options().items() if field.default is None}
+
+    @classmethod
     def common_defaults(cls) -> dict[str, Any]:
         """The options that every rule has, which param groups may leave out, with their defaults."""
         return {name: field.default for name, field in cls.options().items() if field.metadata["common"]}

@@ -110,8 +110,7 @@ class Optimizer(torch.optim.Optimizer):
                 raise TypeError(f"{type(self).__name__}: {name} is {known[name].default} by definition; leave it out.")
         check_flags(flags, options)
         schedules = found_in(self.rule, options)
-        follow_others = {name: None for name, field in known.items() if field.default is None}
-        rule = rule_at(self.rule(), schedules, 0, follow_others | options)
+        rule = rule_at(self.rule(), schedules, 0, self.rule.derived_options() | options)
         options |= schedules
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
         given = {name: value for name, value in options.items() if value is not None}

@@ -442,3 +442,44 @@ def test_an_embedding_and_a_layer_train_together():
     other = ours.LazyAdam([*embedding.parameters(), *layer.parameters()])
     other.load_state_dict(saved)
     assert float(other.state_dict()["state"][0]["step"]) == 30
+
+
+# --- schedules
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_a_schedule_is_the_numbers_written_by_hand(name):
+    rates, ends = [0.1, 0.05, 0.02, 0.01], []
+    for scheduled in (True, False):
+        params = parameters()
+        optimizer = getattr(ours, name)(params, lr=rates if scheduled else 1.0)
+        for step, rate in enumerate(rates):
+            if not scheduled:
+                optimizer.param_groups[0]["lr"] = rate
+            take(optimizer, step, 1)
+            assert optimizer.param_groups[0]["lr"] == rate
+        ends.append(params)
+    assert all(map(torch.equal, *ends))
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_a_schedule_over_arrays_is_the_numbers_written_by_hand(name):
+    rates, ends = [0.1, 0.05, 0.02, 0.01], []
+    for scheduled in (True, False):
+        x = fusedopt.Parameter(np.random.default_rng(0).standard_normal((3, 2)))
+        optimizer = getattr(fusedopt, name)([x], lr=rates if scheduled else 1.0)
+
+        def closure(x=x, name=name):
+            dense = x.data - 0.5
+            rows = fusedopt.SparseGradient(np.array([0, 2]), dense[[0, 2]])
+            x.grad = rows if name in ("SparseAdam", "LazyAdam") else dense
+            return 0.5 * (dense**2).sum()
+
+        for rate in rates:
+            if not scheduled:
+                optimizer.param_groups[0]["lr"] = rate
+            optimizer.step(closure)
+        saved = optimizer.state_dict()
+        optimizer.load_state_dict(saved)
+        ends.append(x.data.copy())
+    assert np.array_equal(*ends)
