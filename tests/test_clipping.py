@@ -124,5 +124,5 @@ def test_what_is_refused_changes_nothing(call, error, message):
 def test_gradients_of_some_rows_are_refused():
     table = fusedopt.Parameter(np.zeros((3, 2)), name="table")
     table.grad = fusedopt.SparseGradient(np.array([1]), np.ones((1, 2)))
-    with pytest.raises(TypeError, match="'table' .* has a SparseGradient; clip its values"):
+    with pytest.raises(TypeError, match=r"'table' .* has a SparseGradient; clip its values"):
         clip_grad_norm(table, 1.0)

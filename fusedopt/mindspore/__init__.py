@@ -8,6 +8,7 @@ from fusedopt.mindspore.adam import Adam as Adam
 from fusedopt.mindspore.adam import AdaMax as AdaMax
 from fusedopt.mindspore.adam import AdamOffload as AdamOffload
 from fusedopt.mindspore.adam import AdamWeightDecay as AdamWeightDecay
+from fusedopt.mindspore.adam import LazyAdam as LazyAdam
 from fusedopt.mindspore.custom import Cell as Cell
 from fusedopt.mindspore.custom import LearningRateSchedule as LearningRateSchedule
 from fusedopt.mindspore.custom import Optimizer as Optimizer

@@ -7,6 +7,7 @@ from typing import Any
 from fusedopt import rules
 from fusedopt.mindspore.arguments import ABOVE_ZERO, a_flag, a_float, betas
 from fusedopt.mindspore.fused import Fused
+from fusedopt.procedures.rows import RowWise
 
 
 class Adam(Fused, rule=rules.Adam):
@@ -45,6 +46,30 @@ class Adam(Fused, rule=rules.Adam):
 
 class AdamOffload(Adam):
     """`Adam` here: states are where the parameters are. Source: `mindspore.nn.AdamOffload`."""
+
+
+class LazyAdam(Fused, RowWise, rule=rules.LazyAdam):
+    """`fusedopt.LazyAdam`: a `fusedopt.SparseGradient` changes its rows alone. `use_locking` is of no effect.
+
+    Source: `mindspore.nn.LazyAdam`.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        learning_rate: Any = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        use_locking: bool = False,
+        use_nesterov: bool = False,
+        weight_decay: Any = 0.0,
+        loss_scale: float = 1.0,
+    ) -> None:
+        a_flag("LazyAdam: use_locking", use_locking)
+        options = {"betas": betas("LazyAdam", beta1, beta2), "eps": a_float("LazyAdam: eps", eps, ABOVE_ZERO)}
+        nesterov = a_flag("LazyAdam: use_nesterov", use_nesterov)
+        super().__init__(params, learning_rate, weight_decay, loss_scale, nesterov=nesterov, **options)
 
 
 class AdamWeightDecay(Fused, rule=rules.AdamW):

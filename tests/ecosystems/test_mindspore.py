@@ -45,6 +45,7 @@ MAKE = {
     "SGD": lambda params, **o: nn.SGD(params, **{"learning_rate": 0.1, "momentum": 0.9, **o}),
     "Momentum": lambda params, **o: nn.Momentum(params, **{"learning_rate": 0.1, "momentum": 0.9, **o}),
     "Adam": lambda params, **o: nn.Adam(params, **{"learning_rate": 0.1, **o}),
+    "LazyAdam": lambda params, **o: nn.LazyAdam(params, **{"learning_rate": 0.1, **o}),
     "AdamWeightDecay": lambda params, **o: nn.AdamWeightDecay(params, **{"learning_rate": 0.1, **o}),
     "AdaMax": lambda params, **o: nn.AdaMax(params, **{"learning_rate": 0.1, **o}),
     "Adagrad": lambda params, **o: nn.Adagrad(params, **{"learning_rate": 0.1, **o}),
@@ -85,6 +86,10 @@ def signature_of(make):
         (
             lambda p: nn.Adam(p, 0.01, use_nesterov=True),
             (0.970432031606, -1.9934983725, 0.472634909429, 0.23786254545),
+        ),
+        (
+            lambda p: nn.LazyAdam(p, 0.01, eps=1e-3),
+            (0.984543729067, -1.99742749626, 0.482372666905, 0.243807682286),
         ),
         (
             lambda p: nn.AdamWeightDecay(p, 0.01, weight_decay=0.1),
@@ -137,6 +142,16 @@ def test_adam_offload_is_adam_here():
     nn.Adam(ours)((GOLDEN_GRADIENTS[0],))
     nn.AdamOffload(offloaded)((GOLDEN_GRADIENTS[0],))
     assert np.array_equal(ours[0].data, offloaded[0].data)
+
+
+def test_lazy_adam_changes_the_rows_of_a_sparse_gradient_alone():
+    (table,) = params = [Parameter(np.ones((3, 2)), name="table")]
+    optimizer = nn.LazyAdam(params, learning_rate=0.5)
+    optimizer((fusedopt.SparseGradient(np.array([1]), np.full((1, 2), 4.0)),))
+    np.testing.assert_allclose(table.data, [[1, 1], [0.5, 0.5], [1, 1]], rtol=1e-6)
+    for make in (lambda p: nn.Adam(p), lambda p: Momentum(p, 0.1)):
+        with pytest.raises(TypeError, match="was given a SparseGradient"):
+            make([Parameter(np.ones((3, 2)))])((fusedopt.SparseGradient(np.array([1]), np.ones((1, 2))),))
 
 
 def test_the_accumulator_of_adagrad_is_left_where_update_slots_is_false():
