@@ -335,6 +335,7 @@ def rprop(
     loss_scale: float = 1.0,
     clip_value: float = 0.0,
     maximize: bool = False,
+    weight_decay: float = 0.0,
 ) -> RpropStep: ...
 
 class SGDStep(NamedTuple):

@@ -255,6 +255,7 @@ class Rprop(Optimizer):
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
         maximize: bool = False,
+        weight_decay: NumberOrSchedule = 0.0,
     ) -> None: ...
 
 class SGD(Optimizer):

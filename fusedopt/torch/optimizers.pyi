@@ -318,6 +318,7 @@ class Rprop(Optimizer):
         differentiable: bool = False,
         loss_scale: NumberOrSchedule | Tensor = 1.0,
         clip_value: NumberOrSchedule | Tensor = 0.0,
+        weight_decay: NumberOrSchedule | Tensor = 0.0,
         write_back_gradients: bool = True,
     ) -> None: ...
 
