@@ -18,6 +18,8 @@ class Adam(Optimizer):
         *,
         loss_scale: float = 1.0,
         clip_value: float = 0.0,
+        clip_norm: float = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
     ) -> None: ...
@@ -34,6 +36,47 @@ class AdamW(Optimizer):
         *,
         loss_scale: float = 1.0,
         clip_value: float = 0.0,
+        clip_norm: float = 0.0,
+        grad_centralization: bool = False,
+        maximize: bool = False,
+    ) -> None: ...
+
+class LAMB(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-06,
+        weight_decay: float = 0.01,
+        bias_correction: bool = True,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        clip_norm: float = 0.0,
+        grad_centralization: bool = False,
+        always_adapt: bool = False,
+        maximize: bool = False,
+    ) -> None: ...
+
+class LARS(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.001,
+        momentum: float = 0.9,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        trust_coefficient: float = 0.001,
+        eps: float = 0.0,
+        *,
+        loss_scale: float = 1.0,
+        clip_value: float = 0.0,
+        clip_norm: float = 0.0,
+        grad_centralization: bool = False,
+        trust_clip: bool = False,
+        adapt: bool = True,
         maximize: bool = False,
     ) -> None: ...
 
@@ -47,6 +90,8 @@ class Lion(Optimizer):
         *,
         loss_scale: float = 1.0,
         clip_value: float = 0.0,
+        clip_norm: float = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
     ) -> None: ...
 
@@ -62,5 +107,7 @@ class SGD(Optimizer):
         *,
         loss_scale: float = 1.0,
         clip_value: float = 0.0,
+        clip_norm: float = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
     ) -> None: ...

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from emulator.build import build, launch
-from fusedopt.backends.cpu import aligned_zeros
 from fusedopt.backends.device import DeviceBackend
+from fusedopt.backends.scratch import aligned_zeros
 
 
 class EmulatedArray(np.ndarray):

@@ -133,7 +133,7 @@ def test_helpers_are_kept_off_the_callers_core_before_they_are_woken(submissions
 
 
 def test_an_error_in_a_helper_is_the_steps(submissions, monkeypatch):
-    raised, scratch = threading.Event(), numpy_backend._scratch_slots
+    raised, scratch = threading.Event(), numpy_backend.scratch_slots
 
     def failing_elsewhere(*arguments):
         if threading.current_thread() is threading.main_thread():
@@ -145,7 +145,7 @@ def test_an_error_in_a_helper_is_the_steps(submissions, monkeypatch):
     optimizer = Both(fusedopt.Adam, ({}, [np.ones(BLOCK + 1, np.float32)])).optimizer
     (parameter,) = optimizer.parameters()
     parameter.grad = np.ones(BLOCK + 1, np.float32)
-    monkeypatch.setattr(numpy_backend, "_scratch_slots", failing_elsewhere)
+    monkeypatch.setattr(numpy_backend, "scratch_slots", failing_elsewhere)
     with pytest.raises(MemoryError, match="in a helper"):
         optimizer.step()
     assert float(optimizer.state[parameter]["step"]) == 0

@@ -9,9 +9,12 @@ from fusedopt.rules.arithmetic import power as power
 from fusedopt.rules.arithmetic import real_power as real_power
 from fusedopt.rules.arithmetic import sign as sign
 from fusedopt.rules.arithmetic import smaller as smaller
+from fusedopt.rules.lamb import LAMB as LAMB
+from fusedopt.rules.lars import LARS as LARS
 from fusedopt.rules.lion import Lion as Lion
 from fusedopt.rules.rule import Rule as Rule
 from fusedopt.rules.rule import State as State
 from fusedopt.rules.rule import Values as Values
 from fusedopt.rules.rule import hyperparameter as hyperparameter
 from fusedopt.rules.sgd import SGD as SGD
+from fusedopt.rules.stages import Reduction as Reduction

@@ -182,6 +182,7 @@ class Candidate:
             [size] * len(placed) + [counter.row.numel()],
             [*names, "float64"],
         )
-        span = Span(self.group, size, (names[0], names[1], names[-1]), parameter, gradient, states, counters)
+        shape = tuple(self.local.shape)
+        span = Span(self.group, size, shape, (names[0], names[1], names[-1]), parameter, gradient, states, counters)
         dtype, shape, strides = self.gradient.dtype, self.gradient.size(), self.gradient.stride()
         return Slot(self.parameter, place, span, counter, dtype, shape, strides, placed[1].data_ptr(), self.copies)

@@ -26,6 +26,8 @@ class Adam(Optimizer):
         decoupled_weight_decay: bool = False,
         loss_scale: float | Tensor = 1.0,
         clip_value: float | Tensor = 0.0,
+        clip_norm: float | Tensor = 0.0,
+        grad_centralization: bool = False,
         write_back_gradients: bool = True,
     ) -> None: ...
 
@@ -46,6 +48,57 @@ class AdamW(Optimizer):
         fused: bool | None = None,
         loss_scale: float | Tensor = 1.0,
         clip_value: float | Tensor = 0.0,
+        clip_norm: float | Tensor = 0.0,
+        grad_centralization: bool = False,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class LAMB(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.001,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float | Tensor = 1e-06,
+        weight_decay: float | Tensor = 0.01,
+        bias_correction: bool = True,
+        *,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        clip_norm: float | Tensor = 0.0,
+        grad_centralization: bool = False,
+        always_adapt: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class LARS(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.001,
+        momentum: float | Tensor = 0.9,
+        dampening: float | Tensor = 0.0,
+        weight_decay: float | Tensor = 0.0,
+        nesterov: bool = False,
+        trust_coefficient: float | Tensor = 0.001,
+        eps: float | Tensor = 0.0,
+        *,
+        loss_scale: float | Tensor = 1.0,
+        clip_value: float | Tensor = 0.0,
+        clip_norm: float | Tensor = 0.0,
+        grad_centralization: bool = False,
+        trust_clip: bool = False,
+        adapt: bool = True,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         write_back_gradients: bool = True,
     ) -> None: ...
 
@@ -59,6 +112,8 @@ class Lion(Optimizer):
         *,
         loss_scale: float | Tensor = 1.0,
         clip_value: float | Tensor = 0.0,
+        clip_norm: float | Tensor = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
@@ -83,5 +138,7 @@ class SGD(Optimizer):
         fused: bool | None = None,
         loss_scale: float | Tensor = 1.0,
         clip_value: float | Tensor = 0.0,
+        clip_norm: float | Tensor = 0.0,
+        grad_centralization: bool = False,
         write_back_gradients: bool = True,
     ) -> None: ...
