@@ -81,10 +81,10 @@ class Job:
         self.rows: list[Array] = [np.zeros(self.size // self.row, kind.real) for _ in kind.traced.rows]
         self.sums: dict[str, Any] = {}
 
-    def slots(self, first: int, last: int) -> list[Array]:
-        """These elements of its arrays, and for each of them what is found out about its row."""
+    def slots(self, traced: Traced, first: int, last: int) -> list[Array]:
+        """These elements of its arrays, and, where a launch reads that, for each what was found out about its row."""
         slots = [array[first:last] for array in self.memory]
-        if self.rows:
+        if traced.rows:
             edges = np.arange(first // self.row, -(-last // self.row) + 1) * self.row
             counts = np.diff(np.clip(edges, first, last))
             of = slice(first // self.row, first // self.row + len(counts))

@@ -53,7 +53,7 @@ class NumpyPlan(CpuPlan):
                     key = id(it), last - first
                     if key not in others:
                         others[key] = scratch_slots(planned.scratch, it.kind.real, last - first) + it.values
-                    slots = self.jobs[number].slots(first, last) + others[key]
+                    slots = self.jobs[number].slots(it.kind.traced, first, last) + others[key]
                     for function, arguments in planned.calls:
                         function(*arguments(slots))
 

@@ -69,7 +69,7 @@ class Pass:
 
     def __init__(self, job: Job, stage: Traced, begun: Begun) -> None:
         assert stage.stage is not None
-        self.job, self.stage, self._begun = job, stage.stage, begun
+        self.job, self.stage, self._traced, self._begun = job, stage.stage, stage, begun
         self.length = job.row if self.stage.over == ROW else job.size
         runs = job.size // self.length if job.size else 0
         self.found = np.zeros((len(stage.terms), runs, -(-self.length // SEGMENT)))
@@ -89,7 +89,7 @@ class Pass:
         begin, end = first * self.length + start, (last - 1) * self.length + stop
         layout = (False,) * len(self._terms) + self._schedule.scratch
         scratch = scratch_slots(layout, self.job.kind.real, end - begin)
-        slots = self.job.slots(begin, end) + scratch + self._begun.values
+        slots = self.job.slots(self._traced, begin, end) + scratch + self._begun.values
         for function, arguments in self._schedule.calls:
             function(*arguments(slots))
         where = slice(start // SEGMENT, -(-stop // SEGMENT))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CLIPPING, CENTERING, OWN = range(3)  # the launches before an update, in order; each where a rule needs it
+SLOTS = 3  # launches that may come before an update, in order; each where a rule needs it
+CLIPPING, CENTERING, OWN = range(SLOTS)
 GROUP, TENSOR, ROW = "group", "tensor", "row"
 GRADIENT_SQUARE, GRADIENT_MEAN = "gradient_square", "gradient_mean"
 
