@@ -77,6 +77,11 @@ class Case:
     def name(self) -> str:
         return self.optimizer.__name__
 
+    @property
+    def of_torch(self) -> bool:
+        """Whether torch has the optimizer."""
+        return self.reference.__module__.startswith("torch.optim")
+
     def combinations(self) -> Iterator[Options]:
         """`main` with every combination of the choices."""
         for values in itertools.product(*self.choices.values()):
@@ -222,11 +227,16 @@ CASES = (
 )
 
 
+# What is no matter of the mathematics is tested on these: state from the gradient, state with a step, a fixed option.
+REPRESENTATIVE = CASES[:3]
+
+
 def _title(case: Case, options: Options) -> str:
     return "-".join([case.name, *(f"{name}={options[name]}" for name in case.choices)])
 
 
 each_case = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
+each_representative = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in REPRESENTATIVE])
 
 
 def each_combination(*holds: str) -> Any:

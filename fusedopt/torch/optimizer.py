@@ -94,8 +94,10 @@ class Optimizer(torch.optim.Optimizer):
         check_flags(flags, options)
         checked_rule(self.rule(), options)
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-        shown = {name: field for name, field in known.items() if name in options or not field.metadata["common"]}
-        defaults = {name: options.get(name, field.default) for name, field in shown.items()}
+        defaults = {name: options.get(name, field.default) for name, field in known.items()}
+        for name, default in self.rule.common_defaults().items():
+            if not isinstance(defaults[name], torch.Tensor) and defaults[name] == default:
+                del defaults[name]
         self.write_back_gradients = write_back_gradients
         super().__init__(params, defaults | flags)
 
