@@ -334,15 +334,20 @@ def _kinds(value: Any) -> str:
 
 def _check_names(cls: type[Rule]) -> None:
     """Raise TracingError unless each state and scalar state has a name of its own, and hangs on a flag that exists."""
-    names = [*(state.name for state in cls.all_states()), *cls.scalar_state]
+    sums = [reduction.name for reduction in cls.reductions]
+    names = [*(state.name for state in cls.all_states()), *cls.scalar_state, *sums]
     for name in names:
         if not name.isidentifier() or names.count(name) > 1 or name in ("p", "g", *PREPARING, cls.step_key):
-            raise TracingError(f"{cls.__name__}: a state is named {name!r}, which is taken or no name; choose another.")
-    for state in cls.all_states():
-        if state.when is not None and state.when not in cls.switches():
             raise TracingError(
-                f"{cls.__name__}: state {state.name!r} depends on {state.when!r}, no flag or switch of the rule."
+                f"{cls.__name__}: a state or sum is named {name!r}, which is taken or no name; choose another."
             )
+    for one in (*cls.all_states(), *cls.reductions):
+        if one.when is not None and one.when not in cls.switches():
+            raise TracingError(
+                f"{cls.__name__}: {type(one).__name__.lower()} {one.name!r} depends on {one.when!r}, no flag or switch "
+                f"of the rule."
+            )
+    for state in cls.all_states():
         if isinstance(state.initial, str) and state.initial not in cls.number_names():
             raise TracingError(
                 f"{cls.__name__}: state {state.name!r} starts from {state.initial!r}, no number of the rule's."
