@@ -145,7 +145,8 @@ def _masks(traced: Traced) -> list[str]:
         return lines
     return [
         *lines,
-        f"  static constexpr int terms = {len(traced.terms)}, first = {len(traced.found)};  // {', '.join(traced.terms)}",
+        f"  static constexpr int terms = {len(traced.terms)};  // {', '.join(traced.terms)}",
+        f"  static constexpr int first = {len(traced.found)};  // the place of their results",
         f"  static constexpr bool rows = {str(traced.stage.over == ROW).lower()};",
     ]
 

@@ -334,12 +334,13 @@ def _kinds(value: Any) -> str:
 
 def _check_names(cls: type[Rule]) -> None:
     """Raise TracingError unless each state and scalar state has a name of its own, and hangs on a flag that exists."""
-    sums = [reduction.name for reduction in cls.reductions]
-    names = [*(state.name for state in cls.all_states()), *cls.scalar_state, *sums]
+    kinds = {**{state.name: "state" for state in cls.all_states()}, **dict.fromkeys(cls.scalar_state, "state")}
+    names = [*(state.name for state in cls.all_states()), *cls.scalar_state, *(sum.name for sum in cls.reductions)]
     for name in names:
         if not name.isidentifier() or names.count(name) > 1 or name in ("p", "g", *PREPARING, cls.step_key):
+            kind = kinds.get(name, "reduction")
             raise TracingError(
-                f"{cls.__name__}: a state or sum is named {name!r}, which is taken or no name; choose another."
+                f"{cls.__name__}: a {kind} is named {name!r}, which is taken or no name; choose another."
             )
     for one in (*cls.all_states(), *cls.reductions):
         if one.when is not None and one.when not in cls.switches():

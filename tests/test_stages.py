@@ -290,7 +290,7 @@ def test_a_rule_of_ones_own_has_reductions(device):
         ({"terms": lambda self, p, g, s, c: g}, r"^Mine\.terms must return Values of square, got Symbol"),
         (
             {"terms": lambda self, p, g, s, c: rules.Values(cube=g)},
-            r"^Mine\.terms must return Values of square, got cube",
+            r"^Mine\.terms must return Values of square, got c",
         ),
         ({"terms": lambda self, p, g, s, c: rules.Values(square=g > 0)}, r"^Mine\.terms returns a truth value"),
         ({"ratios": lambda self, r, c: rules.Values(size=r.cube)}, r"reads r\.cube; r has square"),

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from fusedopt.groups import check_norm
 from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.torch import places
 from fusedopt.torch import state_dict as _state_dict
@@ -234,7 +235,7 @@ class Optimizer(torch.optim.Optimizer):
             self._binding = binding = Binding(binding.sizes)
         stepping, candidates, following = [], [], iter(gradients)
         for number, (group, said) in enumerate(zip(self.param_groups, self._reads)):
-            names = group.get("param_names")
+            names, before = group.get("param_names"), len(stepping)
             for i, (p, gradient) in enumerate(zip(group["params"], following)):
                 if gradient is None:
                     continue
@@ -242,6 +243,7 @@ class Optimizer(torch.optim.Optimizer):
                 if not binding.knows(p, gradient, said):
                     name = repr(names[i]) if names else f"{i} of group {number}"
                     candidates.append(Candidate(name, p, gradient, self.state.get(p), said))
+            check_norm(said.rule, number, (str(p.device) for p in stepping[before:]))
         selection = None if candidates else binding.selection(stepping, params, absent)
         if selection is not None:
             return selection
