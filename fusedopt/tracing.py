@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from fusedopt.rules import Rule, Values, power
+from fusedopt.rules import Reduction, Rule, State, Values, power
 from fusedopt.rules.stages import GRADIENT_MEAN, GRADIENT_SQUARE, ROW, Stage
 
 COMPARISONS = {np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal}
@@ -342,7 +342,8 @@ def _check_names(cls: type[Rule]) -> None:
             raise TracingError(
                 f"{cls.__name__}: a {kind} is named {name!r}, which is taken or no name; choose another."
             )
-    for one in (*cls.all_states(), *cls.reductions):
+    conditional: list[State | Reduction] = [*cls.all_states(), *cls.reductions]
+    for one in conditional:
         if one.when is not None and one.when not in cls.switches():
             raise TracingError(
                 f"{cls.__name__}: {type(one).__name__.lower()} {one.name!r} depends on {one.when!r}, no flag or switch "

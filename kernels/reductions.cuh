@@ -46,7 +46,10 @@ template <class Variant> __device__ inline void add_up(Sums& sums) {
     if (!(Variant::summed >> i & 1) || sums.of[i] == sums.reduced.from[i]) continue;
     const double sum = added_up(global(static_cast<const double*>(sums.reduced.from[i])), sums.reduced.runs[i], sums.lanes);
     __syncthreads();  // all have compared, and read the sum
-    if (threadIdx.x == 0) sums.values[i] = sum, sums.of[i] = sums.reduced.from[i];
+    if (threadIdx.x == 0) {  // where nothing was summed, the next span's sums begin
+      sums.values[i] = sum;
+      sums.of[i] = sums.reduced.runs[i] ? sums.reduced.from[i] : nullptr;
+    }
     __syncthreads();
   }
 }

@@ -104,14 +104,15 @@ class Session:
         groups: Each one's options and dtype; it has a parameter of each of `sizes`, which may be shapes.
         scalars: `grad_scale` and `found_inf` of each step, as keywords.
         without: Every so many steps each parameter in turn has no gradient; 0 is never.
+        values: Makes parameters and gradients, of a size, a dtype and a seed.
     """
 
     optimizer: type[fusedopt.Optimizer]
     groups: tuple[tuple[Mapping[str, Any], str], ...]
     sizes: Sequence[int | tuple[int, ...]] = SIZES
-    values: Callable[[int, str, int], np.ndarray] = values
     scalars: Sequence[Mapping[str, Any]] = ({}, {"grad_scale": 3.0}, {})
     without: int = 0
+    values: Callable[[int, str, int], np.ndarray] = values
 
     def after(self, array: type[np.ndarray]) -> dict[str, np.ndarray]:
         """Every parameter, state and counter after the steps, by name, on the host."""

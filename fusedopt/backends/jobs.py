@@ -86,7 +86,8 @@ class Job:
         slots = [array[first:last] for array in self.memory]
         if traced.rows:
             edges = np.arange(first // self.row, -(-last // self.row) + 1) * self.row
-            counts = np.diff(np.clip(edges, first, last))
+            within = np.clip(edges, first, last)
+            counts = within[1:] - within[:-1]
             of = slice(first // self.row, first // self.row + len(counts))
             slots += [np.repeat(row[of], counts) for row in self.rows]
         return slots

@@ -44,7 +44,8 @@ def _tree(values: Array) -> Array:
     while values.shape[-1] > 1:
         half = values.shape[-1] // 2
         values = values[..., :half] + values[..., half:]
-    return values[..., 0]
+    first: Array = values[..., 0]
+    return first
 
 
 def tensor_sum(segments: Array) -> np.float64:
@@ -53,7 +54,8 @@ def tensor_sum(segments: Array) -> np.float64:
     for first in range(0, len(segments), LANES):
         some = segments[first : first + LANES]
         lanes[: len(some)] += some
-    return np.float64(_tree(lanes))
+    total: np.float64 = np.float64(_tree(lanes))
+    return total
 
 
 def row_means(segments: Array, length: int, real: type) -> Array:

@@ -233,7 +233,8 @@ class Optimizer(torch.optim.Optimizer):
         if binding.sharded and any(placements(p) != placements(gradient) for p, gradient in pairs):
             # Each such gradient is redistributed once, by all processes, whatever else one of them has to read anew.
             self._binding = binding = Binding(binding.sizes)
-        stepping, candidates, following = [], [], iter(gradients)
+        stepping: list[torch.Tensor] = []
+        candidates, following = [], iter(gradients)
         for number, (group, said) in enumerate(zip(self.param_groups, self._reads)):
             names, before = group.get("param_names"), len(stepping)
             for i, (p, gradient) in enumerate(zip(group["params"], following)):

@@ -16,7 +16,7 @@ import fusedopt
 Array = np.ndarray[Any, Any]
 
 # What all of them compute. The texts by hand have the learning rate, the betas and eps of this in them.
-OPTIMIZERS: dict[str, tuple[type[fusedopt.Optimizer], dict[str, float]]] = {
+OPTIMIZERS: dict[str, tuple[type[fusedopt.Optimizer], dict[str, Any]]] = {
     "sgd": (fusedopt.SGD, {"lr": 1e-3, "momentum": 0.9}),
     "adam": (fusedopt.Adam, {"lr": 1e-3}),
     "adamw": (fusedopt.AdamW, {"lr": 1e-3, "weight_decay": 1e-2}),
