@@ -1,5 +1,6 @@
 """Optimizers whose step is one kernel launch: CuPy on CUDA, NumPy on the CPU, the same bits on both."""
 
+from fusedopt import functional, schedules
 from fusedopt.backends import array_module
 from fusedopt.checkpoint import load, save
 from fusedopt.optimizer import Optimizer
@@ -8,4 +9,4 @@ from fusedopt.optimizers import RULES
 from fusedopt.parameter import Parameter
 from fusedopt.version import __version__
 
-__all__ = ["Optimizer", "Parameter", "__version__", "array_module", "load", "save", *RULES]
+__all__ = ["Optimizer", "Parameter", "__version__", "array_module", "functional", "load", "save", "schedules", *RULES]

@@ -21,6 +21,10 @@ EXPRESSIONS = OPERATORS | {
     exponent: "exponent({})",
     scaled: "scaled({}, {})",
 }
+# A value of so many operations, which a uniform condition may not choose, is computed only where it is chosen; of a
+# shorter one, a jump costs as much. H200 issues some 200 instructions for an element while 28 bytes of it move: FTRL
+# has 390 (sm_90) with both of its root and its real power, and 120 with the root alone.
+LONG_BRANCH = 16
 STORED = {"float32": "float", "float64": "double", "float16": "Half", "bfloat16": "BFloat16"}
 
 
@@ -169,22 +173,82 @@ def _body(traced: Traced) -> list[str]:
 
 def _lines(program: Program, names: Mapping[str, str], targets: Mapping[str, str], kind: str) -> list[str]:
     """The statements as C++, inputs by their own name, unused ones left out."""
-    texts: dict[int, str] = {}
-    lines = []
-    for number, statement in enumerate(program.statements):
-        if number not in program.needed:
-            continue
-        if statement.operation == INPUT:
-            texts[number] = names[statement.value]
-        elif statement.operation == CONSTANT:
-            texts[number] = f"{kind}({_literal(statement.value)})"
-        else:
-            texts[number] = f"t{number}"
-            expression = EXPRESSIONS[statement.operation].format(*(texts[o] for o in statement.operands))
-            lines.append(f"    const {'bool' if statement.boolean else kind} t{number} = {expression};")
+    body = _Body(program, names, kind)
+    body.write(range(len(program.statements)), "    ")
+    texts, lines = body.texts, body.lines
     # Results are written after all reads: an update may return one state in another's place.
     lines += [f"    const {kind} new_{name} = {texts[number]};" for name, number in program.results.items()]
     return lines + [f"    {targets[name].format(f'new_{name}')}" for name in program.results]
+
+
+class _Body:
+    """Lines of C++ for a program, and the text by which each statement's value is known."""
+
+    def __init__(self, program: Program, names: Mapping[str, str], kind: str) -> None:
+        self.statements, self.names, self.kind = program.statements, names, kind
+        self.texts: dict[int, str] = {}
+        self.lines: list[str] = []
+        self._readers = _readers(program)
+
+    def write(self, numbers: Iterable[int], indent: str) -> None:
+        """The statements of these numbers, in order, with those that only one of two branches needs inside of it."""
+        numbers = [number for number in numbers if number in self._readers]
+        branches = {number: self._branches(number) for number in numbers}
+        inside = set().union(*(branch for pair in branches.values() for branch in pair))
+        for number in numbers:
+            if number not in inside:
+                self._write(number, branches[number], indent)
+
+    def _write(self, number: int, branches: Sequence[set[int]], indent: str) -> None:
+        statement = self.statements[number]
+        if statement.operation == INPUT:
+            self.texts[number] = self.names[statement.value]
+        elif statement.operation == CONSTANT:
+            self.texts[number] = f"{self.kind}({_literal(statement.value)})"
+        elif any(branches):
+            condition, *values = statement.operands
+            self.texts[number] = f"t{number}"
+            self.lines.append(f"{indent}{self.kind} t{number};")
+            for opening, branch, value in zip((f"if ({self.texts[condition]}) {{", "} else {"), branches, values):
+                self.lines.append(f"{indent}{opening}")
+                self.write(sorted(branch), f"{indent}  ")
+                self.lines.append(f"{indent}  t{number} = {self.texts[value]};")
+            self.lines.append(f"{indent}}}")
+        else:
+            self.texts[number] = f"t{number}"
+            expression = EXPRESSIONS[statement.operation].format(*(self.texts[o] for o in statement.operands))
+            kind = "bool" if statement.boolean else self.kind
+            self.lines.append(f"{indent}const {kind} t{number} = {expression};")
+
+    def _branches(self, number: int) -> tuple[set[int], set[int]]:
+        """What nothing but the one and the other value of a uniform `where` reads; nothing where that is little."""
+        statement, nothing = self.statements[number], (set[int](), set[int]())
+        if statement.operation != WHERE or not self.statements[statement.operands[0]].uniform or statement.uniform:
+            return nothing
+        then, otherwise = (self._only_for(number, value) for value in statement.operands[1:])
+        return (then, otherwise) if max(len(then), len(otherwise)) >= LONG_BRANCH else nothing
+
+    def _only_for(self, reader: int, value: int) -> set[int]:
+        """The operations that make a value which one statement alone reads, and that are for nothing else."""
+        found: set[int] = set()
+        if self._readers[value] != [reader]:
+            return found
+        for number in range(value, -1, -1):
+            is_operation = self.statements[number].operation not in (INPUT, CONSTANT)
+            if number == value or (number in self._readers and found.issuperset(self._readers[number])):
+                found |= {number} if is_operation else set()
+        return found
+
+
+def _readers(program: Program) -> dict[int, list[int]]:
+    """For each statement that is needed, those that read it, once for each operand; -1 is a result."""
+    readers: dict[int, list[int]] = {}
+    for number in program.results.values():
+        readers.setdefault(number, []).append(-1)
+    for number in range(len(program.statements) - 1, -1, -1):
+        for operand in program.statements[number].operands if number in readers else ():
+            readers.setdefault(operand, []).append(number)
+    return readers
 
 
 def _literal(value: float) -> str:

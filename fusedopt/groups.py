@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from fusedopt.layout import Changes
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
+from fusedopt.schedules.options import STEP, Function, changes_some, checked_step, explained, number_at, schedules_in
 
 
 class Group(dict[str, Any]):
@@ -16,12 +19,65 @@ class Group(dict[str, Any]):
 
     A changed hyperparameter is checked at once, with nothing changed where it is wrong, and takes effect at the next
     step. Parameters are added by `Optimizer.add_param_group` alone.
+
+    Where a hyperparameter follows a schedule, `group[name]` is the number in force: after a step the one that it used.
+    A number that is assigned ends the schedule. `group["schedule_step"]`, there in such groups alone, is the step that
+    the schedules are asked for next: how often the optimizer's `step` was called.
     """
 
-    def __init__(self, rule: Rule, params: tuple[Parameter, ...], changes: Changes, extras: Mapping[str, Any]) -> None:
-        super().__init__(rule.shown() | dict(extras), params=params)
+    def __init__(
+        self,
+        rule: Rule,
+        params: tuple[Parameter, ...],
+        changes: Changes,
+        extras: Mapping[str, Any],
+        schedules: Mapping[str, Function] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(rule.shown() | {name: getattr(rule, name) for name in schedules} | dict(extras), params=params)
         self.rule, self._changes = rule, changes
         self.sources: dict[int, Any] = {}  # numbers alone
+        self._schedules: dict[str, Function] = {}
+        self._first = changes.steps
+        self._install(dict(schedules))
+
+    @property
+    def schedules(self) -> Mapping[str, Function]:
+        """The hyperparameters that follow a schedule, and their schedules."""
+        return MappingProxyType(self._schedules)
+
+    @property
+    def steps(self) -> int:
+        """How often `step` was called since the group was made, or as was loaded."""
+        return self._changes.steps - self._first
+
+    def _install(self, schedules: dict[str, Function]) -> None:
+        """Follow these schedules from now on, and no others."""
+        self._changes.schedules += len(schedules) - len(self._schedules)
+        self._schedules = schedules
+        self.note_step()
+
+    def note_step(self) -> None:
+        """Show how many steps the schedules have had, where there are any."""
+        if self._schedules:
+            super().__setitem__(STEP, self.steps)
+        else:
+            super().pop(STEP, None)
+
+    def count_from(self, steps: int) -> None:
+        """Go on as if `step` had been called so often."""
+        self._first = self._changes.steps - steps
+        self.note_step()
+
+    def rule_at(self, step: int) -> Rule:
+        """The rule with the numbers of the group's schedules at a step; the one in force where they are the same."""
+        return scheduled_rule(self.rule, self._schedules, step)
+
+    def follow(self, rule: Rule) -> None:
+        """Put what `rule_at` gave in force."""
+        if rule is not self.rule:
+            self.rule = rule
+            super().update({name: getattr(rule, name) for name in self._schedules})
+            self._changes.hyperparameters += 1
 
     def __setitem__(self, key: str, value: Any) -> None:
         self.update({key: value})
@@ -35,16 +91,24 @@ class Group(dict[str, Any]):
         for key in new:
             if key not in known and key not in self:
                 raise KeyError(self.rule.unknown_option(key))
-        rule = changed_rule(self.rule, {key: value for key, value in new.items() if key in known})
+        steps = checked_step(new.pop(STEP)) if STEP in new else self.steps
+        given = {key: value for key, value in new.items() if key in known}
+        schedules = schedules_in(type(self.rule), given)
+        rule = scheduled_rule(self.rule, schedules, steps, given)
         self.rule = rule
         super().update({key: getattr(rule, key) if key in known else value for key, value in new.items()})
         self._changes.hyperparameters += 1
+        if schedules or self._schedules:
+            self._install({name: it for name, it in self._schedules.items() if name not in given} | schedules)
+            self.count_from(steps)
 
-    def adopt(self, rule: Rule, extras: Mapping[str, Any]) -> None:
-        """Take over loaded hyperparameters, and the keys that other libraries' state dicts have beside them."""
+    def adopt(self, rule: Rule, extras: Mapping[str, Any], steps: int) -> None:
+        """Take over loaded hyperparameters, the keys that other libraries' state dicts have beside them, and the count
+        of steps."""
         self.rule = rule
-        super().update(rule.shown() | dict(extras))
+        super().update(rule.shown() | {name: getattr(rule, name) for name in self._schedules} | dict(extras))
         self._changes.hyperparameters += 1
+        self.count_from(steps)
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         if key not in self:
@@ -62,6 +126,15 @@ class Group(dict[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
+
+
+@contextlib.contextmanager
+def of_group(number: int, where: str = "") -> Iterator[None]:
+    """What is done for one param group: errors say which."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"param group {number}{where}: {error}") from None
 
 
 def changed_rule(rule: Rule, options: Mapping[str, Any]) -> Rule:
@@ -83,6 +156,34 @@ def check_norm(rule: Rule, number: int, devices: Iterable[str]) -> None:
             f"param group {number} has clip_norm={rule.clip_norm} and gradients on {', '.join(names)}; their norm is "
             f"taken on one device: make a group of its own for each, or clip before the step."
         )
+
+
+def scheduled_rule(
+    rule: Rule,
+    schedules: Mapping[str, Function],
+    step: int,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    changed: Callable[[Rule, Mapping[str, Any]], Rule] = changed_rule,
+) -> Rule:
+    """The rule with other options and the numbers of schedules at a step, checked; itself where that is the same.
+
+    Args:
+        rule, options: What there is, and what is changed of it.
+        schedules: Of some of its numbers.
+        step: From 0.
+        changed: Gives a rule other options, and refuses wrong ones.
+
+    Raises:
+        ValueError, TypeError: A schedule has no value for the step, or one that the option cannot have.
+    """
+    title = type(rule).__name__
+    numbers = {name: number_at(f"{title}: {name}", schedule, step) for name, schedule in schedules.items()}
+    if not options and not changes_some(rule, numbers):
+        return rule
+    try:
+        return changed(rule, {**options, **numbers})
+    except (TypeError, ValueError) as error:
+        raise explained(error, schedules, step) from None
 
 
 def groups_of(params: Any) -> list[dict[str, Any]]:

@@ -22,10 +22,18 @@ NO_HISTORY = 0  # the cohort of parameters that no step has been attempted on
 
 @dataclasses.dataclass
 class Changes:
-    """Counts of what the user changed; an optimizer compares them, rather than look at every parameter and option."""
+    """Counts of what the user changed; an optimizer compares them, rather than look at every parameter and option.
+
+    Attributes:
+        gradients, hyperparameters: How often some of them changed.
+        steps: How often `step` was called.
+        schedules: How many are installed.
+    """
 
     gradients: int = 0
     hyperparameters: int = 0
+    steps: int = dataclasses.field(default=0, compare=False)
+    schedules: int = dataclasses.field(default=0, compare=False)
 
 
 class Memory(Protocol):

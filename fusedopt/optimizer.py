@@ -12,10 +12,12 @@ import numpy as np
 
 from fusedopt import state_dict as _state_dict
 from fusedopt.backends import Backend, Plan, backend_of
-from fusedopt.groups import Group, changed_rule, check_norm, groups_of
+from fusedopt.groups import Group, check_norm, groups_of, of_group, scheduled_rule
 from fusedopt.layout import Arena, Changes, device_of, spans_of
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule, check_declaration
+from fusedopt.scheduled import count_taken, follow
+from fusedopt.schedules.options import Function, check_lengths, schedules_in
 from fusedopt.tracing import Traced, trace
 
 # Attributes that a copy makes anew: they hold buffers, or count what happened to them.
@@ -54,12 +56,14 @@ class Optimizer:
     Args:
         params: A Parameter, an iterable of Parameters or of (name, Parameter) pairs, or of dicts with a key "params"
             and options for these alone. The optimizer moves the parameters' data into its flat buffers.
-        *args, **options: The rule's hyperparameters; for groups that have none of their own.
+        *args, **options: The rule's hyperparameters; for groups that have none of their own. A number may be a
+            schedule: a function of the step, from 0, or a sequence with a value for each (`fusedopt.schedules`).
 
     Attributes:
         defaults: The hyperparameters given here, or their default.
         param_groups: A tuple of dicts; `optimizer.param_groups[0]["lr"] = 1e-4` takes effect at the next step.
-        state: For each parameter that has had a step: its step and its state arrays, as live views.
+        state: For each parameter that has had a step: its step and its state arrays, as live views. (A rule with
+            `eager_state`, as Adagrad's, has it for every trainable parameter at once.)
 
     Raises:
         TypeError: `params` holds something else, or an option is unknown.
@@ -93,8 +97,10 @@ class Optimizer:
             if name not in known:
                 raise TypeError(self.rule.unknown_option(name))
         fixed = {name: options.pop(name) for name in list(options) if not known[name].init}
-        default = changed_rule(self.rule(*args, **options), fixed)
-        self.defaults: dict[str, Any] = default.shown()
+        given = inspect.signature(self.rule).bind(*args, **options).arguments | fixed
+        schedules = schedules_in(self.rule, given)
+        default = scheduled_rule(self.rule(), schedules, 0, given)
+        self.defaults: dict[str, Any] = default.shown() | schedules
         self._begin()
         self._add(groups_of(params))
 
@@ -147,15 +153,18 @@ class Optimizer:
     def _add(self, entries: list[dict[str, Any]]) -> None:
         """Check all of the new groups and make their buffers; then take their parameters."""
         backends, added = dict(self._backends), []
-        for entry, rule in zip(entries, self._checked_rules(entries)):
+        for entry, (rule, schedules) in zip(entries, self._checked_rules(entries)):
             extras = {"param_names": entry["param_names"]} if "param_names" in entry else {}
-            group = Group(rule, tuple(entry["params"]), self.changes, extras)
+            group = Group(rule, tuple(entry["params"]), self.changes, extras, schedules)
             members: dict[tuple[str, str], list[Parameter]] = {}
             for parameter in group["params"]:
                 backend = backend_of(parameter.data)
                 backends[backend.device] = backend
                 members.setdefault((backend.device, parameter.dtype.name), []).append(parameter)
             arenas = [Arena(backends[device], group, some, self.changes) for (device, _), some in members.items()]
+            if rule.eager_state:
+                for arena in arenas:
+                    _state_dict.make_buffers(arena)
             added.append((group, arenas))
         for group, arenas in added:
             for name, parameter in zip(group.get("param_names", ()), group["params"]):
@@ -163,6 +172,8 @@ class Optimizer:
             for arena in arenas:
                 with arena.memory.here():
                     arena.take_parameters()
+                if group.rule.eager_state:
+                    _state_dict.make_state(arena)
             for parameter in group["params"]:
                 parameter.owner = self
             self._groups.append(group)
@@ -170,10 +181,10 @@ class Optimizer:
         self._backends = backends
         self._forget_plans()
 
-    def _checked_rules(self, entries: list[dict[str, Any]]) -> list[Rule]:
-        """The rule of each new group, with its own options over the defaults."""
+    def _checked_rules(self, entries: list[dict[str, Any]]) -> list[tuple[Rule, dict[str, Function]]]:
+        """The rule of each new group, with its own options over the defaults, and its schedules."""
         taken = {id(parameter) for parameter in self.parameters()}
-        rules: list[Rule] = []
+        rules: list[tuple[Rule, dict[str, Function]]] = []
         for number, entry in enumerate(entries, len(self._groups)):
             for parameter in entry["params"]:
                 if id(parameter) in taken:
@@ -188,11 +199,12 @@ class Optimizer:
             for key in options:
                 if key not in self.rule.options():
                     raise KeyError(f"param group {number}: {self.rule.unknown_option(key)}")
-            try:
-                rules.append(changed_rule(self.rule(), self.defaults | options))
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"param group {number}: {error}") from None
-            trace(rules[-1])
+            options = self.defaults | options
+            with of_group(number):
+                schedules = schedules_in(self.rule, options)
+                rules.append((scheduled_rule(self.rule(), schedules, 0, options), schedules))
+            trace(rules[-1][0])
+        check_lengths([*(group.schedules for group in self._groups), *(schedules for _, schedules in rules)])
         return rules
 
     def parameters(self) -> Iterator[Parameter]:
@@ -256,11 +268,27 @@ class Optimizer:
         value = self if closure is None else closure()  # which may write to both
         grad_scale = None if grad_scale is None else _scalar(grad_scale)
         found_inf = None if found_inf is None else _scalar(found_inf)
+        if self.changes.schedules:
+            follow(self._groups)
         if self.changes != self._seen:
             self._replan()
         for plan in self._plans:
             plan.step(grad_scale, found_inf)
+        self.changes.steps += 1
+        if self.changes.schedules:
+            for group in self._groups:
+                group.note_step()
         return value
+
+    def sync(self: Self) -> Self:
+        """Wait for the device, and let schedules go on from the steps that were really taken.
+
+        Schedules count the calls of `step`, of which some may have been skipped for an infinity: only the device knows.
+        Each group's count becomes the largest step of its parameters. A rule that counts no steps, as SGD, warns.
+        """
+        taken = [[arena.memory.host(arena.counters)[:, 0] for arena in arenas] for arenas in self._arenas]
+        count_taken(self._groups, taken)
+        return self
 
     def _replan(self) -> None:
         """Follow what changed since the last step: gradients that came or went, numbers, flags."""
@@ -327,7 +355,8 @@ class Optimizer:
         """Take over a state dict of this library, of torch (its tensors as NumPy arrays) or of MegEngine.
 
         Everything is checked before anything changes, and copied. Hyperparameters are taken over too; one that is
-        missing keeps its value, with a warning; unknown keys are kept and written back.
+        missing keeps its value, with a warning; one that follows a schedule here goes on to follow it, from the step
+        that was saved. Unknown keys are kept and written back.
 
         Raises:
             ValueError: Counts of groups or parameters, shapes, or a value of a hyperparameter or step do not fit.
@@ -339,14 +368,25 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {key: value for key, value in self.__dict__.items() if key not in _REBUILT}
-        params = [list(group["params"]) for group in self._groups]
-        return {"kept": kept, "params": params, "state_dict": self.state_dict()}
+        known = self.rule.options()
+        groups = [{name: value for name, value in group.items() if name in known} for group in self._groups]
+        return {
+            "kept": kept,
+            "groups": [
+                {"params": list(group["params"]), **options, **group.schedules}
+                for group, options in zip(self._groups, groups)
+            ],
+            "steps": [group.steps for group in self._groups],
+            "state_dict": self.state_dict(),
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state["kept"])
         self._begin()
-        self._add([{"params": params} for params in state["params"]])
+        self._add(state["groups"])
         self.load_state_dict(state["state_dict"])
+        for group, steps in zip(self._groups, state["steps"]):
+            group.count_from(steps)
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]

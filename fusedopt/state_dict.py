@@ -14,6 +14,8 @@ from fusedopt.groups import Group, changed_rule
 from fusedopt.layout import NO_HISTORY, Arena
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
+from fusedopt.scheduled import loaded_steps, rules_in_force
+from fusedopt.schedules.options import Function
 
 Array = np.ndarray[Any, Any]
 
@@ -49,12 +51,17 @@ def _views(arena: Arena, index: int, counters: Any, states: Mapping[str, Any]) -
     return scalars | {name: arena.view(buffer, index) for name, buffer in states.items()}
 
 
+def make_buffers(arena: Arena) -> None:
+    """Allocate the state arrays that the rule keeps."""
+    for name in arena.group.rule.kept_states:
+        arena.state(name)
+
+
 def make_state(arena: Arena) -> None:
     """Allocate the state of all trainable parameters before their first step."""
     rule = arena.group.rule
     new = np.frombuffer(arena.presence.trainable, bool) & (arena.cohorts == NO_HISTORY)
-    for name in rule.kept_states:
-        arena.state(name)
+    make_buffers(arena)
     arena.begin(new)
     arena.part_cohorts(new)
     if rule.step_key is None and rule.kept_states:
@@ -86,7 +93,8 @@ def state_dict(groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]) -> di
 
 def load_state_dict(saved: Mapping[str, Any], groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]) -> None:
     """Check all of a state dict, then copy it into the buffers that are there."""
-    rules, extras, found = checked_groups(saved, groups, [group.rule for group in groups])
+    scheduled = [group.schedules for group in groups]
+    rules, extras, found = checked_groups(saved, groups, [group.rule for group in groups], scheduled)
     entries = {id(p): entry for p, entry in zip((p for group in groups for p in group["params"]), found)}
     checked = [
         (
@@ -97,8 +105,13 @@ def load_state_dict(saved: Mapping[str, Any], groups: Sequence[Group], arenas: S
         for rule, of_group in zip(rules, arenas)
         for arena in of_group
     ]
-    for group, rule, extra in zip(groups, rules, extras):
-        group.adopt(rule, extra)
+    loaded_by_group = [
+        [entry for arena, _, some in checked if arena.group is group for entry in some] for group in groups
+    ]
+    steps = loaded_steps(extras, rules, scheduled, loaded_by_group)
+    rules = rules_in_force(rules, scheduled, steps)
+    for group, rule, extra, count in zip(groups, rules, extras, steps):
+        group.adopt(rule, extra, count)
     for arena, rule, loaded in checked:
         _fill(arena, rule, loaded)
 
@@ -111,6 +124,7 @@ def checked_groups(
     saved: Mapping[str, Any],
     groups: Sequence[Mapping[str, Any]],
     ours: Sequence[Rule],
+    scheduled: Sequence[Mapping[str, Function]],
     changed: Callable[[Rule, Mapping[str, Any]], Rule] = changed_rule,
 ) -> tuple[list[Rule], list[dict[str, Any]], list[Any]]:
     """The rules with the saved hyperparameters, the keys beside them, and the saved state of each parameter in order.
@@ -118,6 +132,7 @@ def checked_groups(
     Args:
         saved: A state dict.
         groups, ours: The optimizer's param groups, and the rule of each.
+        scheduled: The schedules of each, which are kept: the numbers that were saved in their place are not taken.
         changed: Gives a rule other options, and refuses wrong ones.
     """
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):
@@ -136,7 +151,7 @@ def checked_groups(
     ids: list[Any] = []
     if not isinstance(saved["state"], Mapping):
         raise TypeError(f"the state dict's 'state' must be a dict by parameter, got {type(saved['state']).__name__}.")
-    for number, (group, own, entry) in enumerate(zip(groups, ours, theirs)):
+    for number, (group, own, kept_schedules, entry) in enumerate(zip(groups, ours, scheduled, theirs)):
         if not isinstance(entry, Mapping) or "params" not in entry:
             got = f"keys {', '.join(map(repr, entry))}" if isinstance(entry, Mapping) else type(entry).__name__
             raise ValueError(f"param group {number} of the state dict must be a dict with 'params', got {got}.")
@@ -145,7 +160,7 @@ def checked_groups(
                 f"param group {number} of the state dict has {len(entry['params'])} parameters and the optimizer's has "
                 f"{len(group['params'])}; they must be the same parameters in the same order."
             )
-        options = own.options()
+        options = {key: field for key, field in own.options().items() if key not in kept_schedules}
         given = {key: value for key, value in entry.items() if key in options and options[key].init}
         missing = [
             key for key, field in options.items() if field.init and key not in given and not field.metadata["common"]
@@ -157,7 +172,7 @@ def checked_groups(
             rules.append(changed(own, given))
         except (TypeError, ValueError) as error:
             raise type(error)(f"param group {number} of the state dict: {error}") from None
-        extras.append({k: copy.deepcopy(v) for k, v in entry.items() if k not in options and k != "params"})
+        extras.append({k: copy.deepcopy(v) for k, v in entry.items() if k not in own.options() and k != "params"})
         ids.extend(entry["params"])
     stray = set(saved["state"]) - set(ids)
     if stray:
@@ -187,7 +202,7 @@ def checked_entry(
         if key not in states and key not in scalars:
             names = ", ".join([*scalars, *states]) or "no state"
             raise ValueError(f"{what} has {key!r}; {type(rule).__name__} keeps {names}.")
-    # A flag's state may be missing: the flag was turned on after the last step, and its state starts from zeros.
+    # A flag's state may be missing: the flag was turned on after the last step, and its state starts then.
     for key in [*scalars, *(state.name for state in rule.all_states() if state.when is None)]:
         if key not in entry:
             raise KeyError(f"{what} lacks {key!r}; it has {', '.join(map(repr, entry))}.")
@@ -239,9 +254,9 @@ def _fill(arena: Arena, rule: Rule, loaded: Sequence[Mapping[str, Any] | None]) 
     with arena.memory.here():
         arena.counters[...] = arena.memory.asarray(counters)
     arena.join_cohorts(histories)
-    names = {name for entry in loaded if entry for name in entry if name in {s.name for s in rule.all_states()}}
-    for name in sorted(names | set(arena.states), key=[s.name for s in rule.all_states()].index):
-        host = np.zeros(len(arena.data), arena.dtype)
+    names = {name for entry in loaded if entry for name in entry} | set(arena.states)
+    for state in (state for state in rule.all_states() if state.name in names):
+        name, host = state.name, np.full(len(arena.data), rule.initial(state), arena.dtype)
         for index, entry in enumerate(loaded):
             if entry is not None and name in entry:
                 value = entry[name]

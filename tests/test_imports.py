@@ -16,11 +16,11 @@ PACKAGE = Path(fusedopt.__file__).parent
 # From the bottom up: a module imports from its own layer and from those below it.
 LAYERS = (
     ("version", "rules", "schedules"),
-    ("tracing", "layout", "parameter"),
+    ("tracing", "traffic", "layout", "parameter", "plain"),
     ("cuda_text", "compiler", "backends"),
-    ("groups", "state_dict", "optimizer", "checkpoint", "functional", "clipping"),
-    ("optimizers", "__init__"),
-    ("torch", "mindspore", "megengine", "testing", "stubs", "cli", "__main__"),
+    ("groups", "scheduled", "state_dict", "optimizer", "checkpoint", "single_step", "rule_functions", "clipping"),
+    ("optimizers", "functional", "__init__"),
+    ("torch", "mindspore", "megengine", "testing", "stubs", "docs", "cli", "__main__"),
 )
 USERS_OF_CUPY = {"compiler", "backends.cuda"}
 

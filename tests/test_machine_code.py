@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from cases import CASES
 from fusedopt import compiler
 from fusedopt.backends.device import BLOCKS, THREADS, kernel_texts
 from fusedopt.cuda_text import Variant, rule_text
@@ -43,7 +44,8 @@ def compiled(
     except compiler.CompilerMissingError:
         missing("CuPy and NVRTC", "cupy-cuda13x nvidia-cuda-nvrtc")
     variants = [Variant(trace(rule), *[dtype] * 3) for rule, dtype in itertools.product(rules, dtypes)]
-    text = rule_text(variants, rules[0].number_names(), 0, max(1, len(rules[0].all_states())))
+    scalars, states = len(rules[0].scalar_state), max(1, len(rules[0].all_states()))
+    text = rule_text(variants, rules[0].number_names(), scalars, states)
     source, headers = kernel_texts()
     texts = {"fused_step.cu": source, **headers, "rule.cuh": text}
     if change:
@@ -102,6 +104,14 @@ def test_stages_read_what_they_sum_at_once_and_store_sums_alone(rule, streams, a
     assert code.memory["LDG.128"] == streams, code.memory
     assert code.count("STG") == len(rule.stages[0].names), code.memory
     assert_lean(compiled([rule], ["float32", "bfloat16"], architecture))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.bytes_moved], ids=lambda case: case.name)
+def test_each_rule_moves_the_bytes_that_its_equations_need(case):
+    """In the vector path, four elements of a stream an access; the gradient's store is for where it is asked for."""
+    code = compiled([case.rule(**case.main)], ["float32"], 90)
+    assert_lean(code)
+    assert 4 * (code.memory["LDG.128"] + code.memory["STG.128"] - 1) == case.bytes_moved
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -24,12 +25,13 @@ from cases import (
     Both,
     assert_same_bits,
     each_case,
+    each_case_with,
     each_combination,
     extreme,
     ordinary,
 )
 from devices import DEVICES, NUMBA
-from fusedopt import rules
+from fusedopt import cuda_text, rules
 from fusedopt.backends import numpy as numpy_backend
 from fusedopt.backends import threads
 from fusedopt.backends.numpy import BLOCK
@@ -242,15 +244,24 @@ class WithError(NDArrayOperatorsMixin):
         return WithError(np.where(condition.exact, x.exact, y.exact), error)
 
 
-@each_combination("elements are alone")
+def scalars_of(rule, step, scalar_state):
+    """What `scalars` gives for `update`, in float64, and the scalar state after it."""
+    with np.errstate(all="ignore"):
+        scalars = vars(rule.in_float64().scalars(np.float64(step), Values(**scalar_state)))
+    advanced = {name: scalars.pop(name) for name in scalar_state}
+    return scalars, advanced
+
+
+@each_combination("float32 is near float64")
 def test_float32_is_as_near_to_float64_as_its_operations_allow(case, options):
     size = 4097
     parameter, gradient = ordinary(size, "float32", 1), ordinary(size, "float32", 2)
     both = Both(case.optimizer, (options, [parameter]))
     rule = case.rule(**options)
-    states = {name: np.zeros(size) for name in rule.kept_states}
+    states = {state.name: np.full(size, np.float32(rule.initial(state)), np.float64) for state in rule.states()}
+    scalar_state = dict(rule.scalar_state)
     for step in range(1, 4):
-        scalars = vars(rule.in_float64().scalars(np.float64(step), Values()))
+        scalars, scalar_state = scalars_of(rule, step, scalar_state)
         p, new = rule.update(
             WithError(both.plains[0].parameter),
             WithError(gradient),
@@ -274,12 +285,13 @@ def test_float32_stays_with_torchs(case, options):
 
     An ulp of a number between 1 and 2 is 1.2e-7. Theirs and ours round the parameter to half of one each, and the move,
     which is far smaller, a little: within two ulps of max(1, |p|) after a step. Roundings add up like a random walk:
-    after 50 steps, sqrt(50) = 7 times that would be 17e-7.
+    after 50 steps, sqrt(50) = 7 times that would be 17e-7. real_power is off by some ulps, where torch's power is not.
     """
+    room = 3 if options.get("lr_power", -0.5) not in (-0.5, 0.0) else 1
     parameter = ordinary(4_000, "float32", 1)
     both = Both(case.optimizer, (options, [parameter]))
     tensor = torch.nn.Parameter(torch.from_numpy(parameter.copy()))
-    theirs = case.reference([tensor], **options)
+    theirs = case.reference_of(options)([tensor], **options)
     for step in range(1, 51):
         gradient = np.float32(0.1) * ordinary(4_000, "float32", 1 + step)
         both.parameters[0].grad = gradient
@@ -289,15 +301,16 @@ def test_float32_stays_with_torchs(case, options):
         if step in (1, 50):
             expected = tensor.detach().numpy()
             distance = np.abs(both.parameters[0].data - expected) / np.maximum(1, np.abs(expected))
-            assert distance.max() <= (2.5e-7 if step == 1 else 2e-6)
+            assert distance.max() <= room * (2.5e-7 if step == 1 else 2e-6)
 
 
-@each_case
+@each_case_with("the first step starts from the parameter")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_halves_are_computed_in_float32_and_rounded_once(case, dtype):
     """eps = 1e-8 is zero in float16, and the square of a gradient of 1e-4 is: in halves 0 / 0 would follow."""
-    alone = {"weight_decay": 0.0} | ({"adapt": False} if "adapt" in case.choices else {})
-    both = Both(case.optimizer, (alone, [np.ones(4, dtype)]))
+    alone = {"weight_decay": 0.0, "adapt": False}  # without what the others of a tensor do to an element
+    options = {name: value for name, value in alone.items() if name in case.rule.options()}
+    both = Both(case.optimizer, (options, [np.ones(4, dtype)]))
     gradient = np.array([1e-4, -1e-4, 0.0, 1.0]).astype(dtype)
     both.step([gradient])
     moved = case.first_move(np.float64(gradient), {"momentum": 0.0, **both.optimizer.defaults})
@@ -311,7 +324,7 @@ def test_halves_are_computed_in_float32_and_rounded_once(case, dtype):
 def calls(rule, dtype="float32"):
     """Names of the functions that a step of the rule calls for each block, and how many scratch arrays it needs."""
     traced = trace(rule)
-    scalars = vars(rule.in_float64().scalars(np.float64(2), Values()))
+    scalars, _ = scalars_of(rule, 2, rule.scalar_state)
     uniform = {"c.grad_scale": 1.0} | {f"c.{name}": float(value) for name, value in scalars.items()}
     conditions = []
     for number in uniform_conditions(traced.body):  # a comparison with a constant, or a value itself
@@ -334,14 +347,14 @@ def test_what_does_not_apply_is_not_computed():
     assert calls(unchanged.rule()) == (["convert"], 0)  # of the gradient, to "seen"
 
 
-@each_combination()
+@each_combination("no result is a copy")
 def test_no_result_is_copied_to_its_place(case, options):
     """Each is computed there: a copy would be one more pass."""
     functions, _ = calls(case.rule(**options))
     assert "convert" not in functions
 
 
-@each_combination()
+@each_combination("every state is loaded")
 def test_halves_are_loaded_and_stored_once_each(case, options):
     rule = case.rule(**options)
     functions, _ = calls(rule, "float16")
@@ -384,9 +397,18 @@ def test_random_rules_are_executed_as_the_plain_function(body, one, other, scale
 
 @pytest.mark.parametrize("device", [*DEVICES, NUMBA], indirect=True, scope="module")
 @settings(max_examples=3, deadline=None, phases=[Phase.explicit, Phase.generate])  # each compiles: no shrinking
-@example(EXCHANGES, 1.0, 1.0, 3.0, ordinary, 0)
-@given(st.lists(bodies(), min_size=4, max_size=4), uniform, uniform, scales, some_values, st.integers(0, 1000))
-def test_random_rules_are_the_same_on_every_device(device, four_bodies, one, other, scale, values, seed):
+@example(EXCHANGES, 1.0, 1.0, 3.0, ordinary, 0, 1)
+@given(
+    st.lists(bodies(), min_size=4, max_size=4),
+    *(uniform, uniform, scales, some_values, st.integers(0, 1000)),
+    st.sampled_from([1, cuda_text.LONG_BRANCH]),
+)
+def test_random_rules_are_the_same_on_every_device(device, four_bodies, one, other, scale, values, seed, long_branch):
+    with mock.patch.object(cuda_text, "LONG_BRANCH", long_branch):
+        check_random_rules(device, four_bodies, one, other, scale, values, seed)
+
+
+def check_random_rules(device, four_bodies, one, other, scale, values, seed):
     flags = [{"odd": odd, "high": high} for odd in (False, True) for high in (False, True)]
     options = [{"one": one, "other": other, **some} for some in flags]
     arrays = [values(40, dtype, seed) for dtype in ("float32", "float64")]

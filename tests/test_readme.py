@@ -5,6 +5,8 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+from fusedopt import schedules
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -29,6 +31,20 @@ def test_every_block_of_the_page_on_torch_runs(monkeypatch, tmp_path):
     program = run_blocks((ROOT / "docs" / "torch.md").read_text())
     assert (tmp_path / "optimizer.pt").exists()
     assert all(p.grad is None for p in program["released"])
+
+
+def test_every_block_of_the_page_on_schedules_runs(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "schedules.md").read_text()
+    run_blocks(text)
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", text, re.MULTILINE)
+    assert (tmp_path / "schedules.png").exists()
+
+
+def test_the_page_on_schedules_has_each_of_them():
+    text = (ROOT / "docs" / "schedules.md").read_text()
+    derived = {"Schedule", "Scaled", "Product", "Then"}  # made by operators and `then`
+    assert [name for name in schedules.__all__ if name not in derived and f"{name}(" not in text] == []
 
 
 def test_every_test_that_the_readme_names_is_there():

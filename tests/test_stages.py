@@ -178,6 +178,25 @@ def test_a_decay_that_is_decoupled_is_not_in_the_mean(decoupled):
     np.testing.assert_allclose(plain.states["exp_avg"], (1 - 0.9) * centered, rtol=1e-13, atol=1e-15)
 
 
+@each_case
+def test_every_rule_says_whether_its_decay_is_in_the_gradient(case):
+    """If so, the decay may as well have been added before; if not, the states know nothing of it."""
+    options = {name: value for name, value in case.main.items() if name != "weight_decay"}
+    if "weight_decay" not in case.rule.options():
+        assert case.rule().coupled_decay is None
+        return
+    p, g = (0.1 + np.abs(ordinary(100, "float64", seed)) for seed in (1, 2))
+    coupled = case.rule().coupled_decay is not None
+    with_decay = Plain(case.rule(**options, weight_decay=0.5), p)
+    without = Plain(case.rule(**options, weight_decay=0.0), p)
+    with_decay.update(g)
+    without.update(g + 0.5 * p if coupled else g)
+    for name, values in without.states.items():
+        np.testing.assert_allclose(with_decay.states[name], values, rtol=1e-12, err_msg=name)
+    if coupled and not case.rule().reductions:
+        np.testing.assert_allclose(with_decay.parameter, without.parameter, rtol=1e-12)
+
+
 # --- LAMB and LARS ---------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 from decimal import Decimal, localcontext
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 
 import fusedopt
-from cases import DTYPES, EXTREMES, Both, Plain, assert_same_bits, each_combination
+from cases import CASES, DTYPES, EXTREMES, Both, Plain, assert_same_bits, each_combination
 from fusedopt import rules
 from fusedopt.cuda_text import Variant, rule_text
-from fusedopt.rules import Rule, State, Values, hyperparameter, larger, power, sign, smaller
+from fusedopt.rules import Rule, State, Values, exp2, hyperparameter, larger, log2, power, sign, smaller
 from fusedopt.tracing import COMPARISONS, INPUT, OPERATIONS, WHERE, TracingError, trace
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -315,6 +316,23 @@ def test_a_trace_says_what_it_reads_and_returns(case, options):
     assert all(f"{name}=" in traced.title for name, _ in rule.flags if name in rule.shown())
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case.bytes_moved], ids=lambda case: case.name)
+def test_a_step_moves_the_bytes_that_the_equations_need(case):
+    """In float32: each stream that some result reads, and each result that is not what was there before."""
+    body = trace(case.rule(**case.main)).body
+    changed = [name for name in body.results if name != "g"]  # the gradient is stored where it is asked for alone
+    needed, left = set(), [body.results[name] for name in changed]
+    while left:
+        number = left.pop()
+        if number not in needed:
+            needed.add(number)
+            left += body.statements[number].operands
+    inputs = {body.statements[number].value: number for number in needed if body.statements[number].operation is INPUT}
+    loads = [name for name in inputs if not name.startswith("c.")]
+    stores = [name for name in changed if body.results[name] != inputs.get(name if name == "p" else f"s.{name}")]
+    assert 4 * (len(loads) + len(stores)) == case.bytes_moved
+
+
 # --- the vocabulary beyond operators
 
 
@@ -471,6 +489,33 @@ def test_the_cuda_text_is_the_one_that_was_read(name, rule, dtypes):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     assert text == path.read_text()
+
+
+def body_text(rule):
+    """The lines of `update` in the kernel's text."""
+    text = rule_text([Variant(trace(rule), *["float32"] * 3)], rule.number_names(), 0, len(rule.all_states()))
+    return text[text.index("void update(") : text.index("#define")]
+
+
+def test_what_is_long_is_computed_in_the_branch_that_a_uniform_condition_takes():
+    """Outside of them, both of FTRL's root and its real power would be computed for every element."""
+    text = body_text(rules.FTRL())
+    assert [text.count(what) for what in ("if (c.is_root) {", "} else {", "square_root(", "exponent(")] == [2, 2, 2, 2]
+    outside = re.sub(r"if \(.*?\n    \}\n", "", text, flags=re.DOTALL)
+    assert "square_root(" not in outside
+    assert "exponent(" not in outside
+    assert "if (" not in body_text(rules.AdamW(weight_decay=0.1))  # a jump for one product would cost more
+
+
+def test_what_is_read_outside_of_a_branch_too_is_computed_before_it():
+    def update(p, g, s, c):
+        shared = log2(g)
+        return np.where(c.zero != 0, exp2(shared), exp2(-p)) + shared, s.m
+
+    text = body_text(rule_with(update)())
+    (branches,) = re.findall(r"if \(.*?\n    \}\n", text, flags=re.DOTALL)
+    assert text.count("scaled(") == 3  # of the logarithm, and of each exponential
+    assert branches.count("scaled(") == 2
 
 
 @pytest.mark.parametrize("constant", [math.inf, -math.inf, math.nan, 1e300, 5e-324, -0.0, 10**20])

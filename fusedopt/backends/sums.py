@@ -66,6 +66,20 @@ def row_means(segments: Array, length: int, real: type) -> Array:
     return (sums / length).astype(real)
 
 
+def whole_sum(elements: Array) -> np.float64:
+    """The sum of an array."""
+    return tensor_sum(segment_sums(elements.reshape(1, -1))[0]) if elements.size else np.float64(0)
+
+
+def spread_means(elements: Array) -> Array:
+    """For each element the mean of its slice along the first axis."""
+    if not elements.size:
+        return elements
+    rows = elements.reshape(len(elements), -1)
+    means = row_means(segment_sums(rows), rows.shape[1], elements.dtype.type)
+    return np.broadcast_to(means[:, None], rows.shape).reshape(elements.shape)
+
+
 class Pass:
     """A stage of one span: what it starts from, and the sums of its segments."""
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": "train a small language model, resume it half-way, and time the step",
     "doctor": "show what is here and what is missing, and check that the bits are right",
     "kernel": "print the CUDA text that a rule becomes",
+    "check": "check a rule of your own: its mathematics, its bits on each backend, its optimizer",
     "bench": "time the fused step beside what one could take instead",
 }
 # What a user can cause: a variable or an option that cannot work, a rule with an error, a missing library or file.

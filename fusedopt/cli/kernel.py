@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import importlib.util
 import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
-from types import ModuleType
 
 from fusedopt import rules
 from fusedopt.backends.device import kernel_texts
+from fusedopt.cli.rule_named import OURS, add_options, given_options, rule_named
 from fusedopt.cuda_text import STORED, Variant, rule_text
 from fusedopt.tracing import trace
-
-
-def _rules_in(module: ModuleType) -> dict[str, type[rules.Rule]]:
-    found = {name: getattr(thing, "rule", thing) for name, thing in vars(module).items()}  # an Optimizer has its rule
-    return {
-        name: rule
-        for name, rule in found.items()
-        if isinstance(rule, type) and issubclass(rule, rules.Rule) and rule is not rules.Rule
-    }
-
-
-OURS = {name.lower(): rule for name, rule in _rules_in(rules).items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,40 +40,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def rule_named(text: str) -> type[rules.Rule]:
-    """The rule class `adam` (any case), `module:Class` or `path/to/file.py:Class`; an optimizer stands for its rule.
-
-    Raises:
-        ValueError: There is none of that name.
-        ImportError, OSError: The module or the file cannot be read.
-    """
-    place, colon, name = text.rpartition(":")
-    if not colon:
-        place, name, known = "fusedopt.rules", text.lower(), OURS
-    else:
-        known = _rules_in(_module(place))
-    if name in known:
-        return known[name]
-    lower = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
-    hint = f"did you mean {lower[near[0]]!r}?" if near else f"there are {', '.join(known) or 'none'}."
-    raise ValueError(f"{place} has no rule {name!r}; {hint} One of your own is module:Class or path/to/file.py:Class.")
-
-
-def _module(place: str) -> ModuleType:
-    path = Path(place)
-    sys.path.insert(0, str(path.parent.resolve()))  # as `python file.py` and `python -m module` do
-    if path.suffix != ".py":
-        return importlib.import_module(place)
-    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
-    assert spec is not None, "a path that ends in .py has a loader"
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
 def _rule(cls: type[rules.Rule], arguments: argparse.Namespace) -> rules.Rule:
     """The rule with the flags and switches among the options: what tells one kernel text from another."""
     parser = argparse.ArgumentParser(
@@ -97,17 +48,8 @@ def _rule(cls: type[rules.Rule], arguments: argparse.Namespace) -> rules.Rule:
         conflict_handler="resolve",
     )
     _add_output_options(parser)
-    chosen = [name for name, _ in cls().flags if cls.options()[name].init]
-    for name in chosen:
-        field = cls.options()[name]
-        option, doc = f"--{name.replace('_', '-')}", field.metadata["doc"].replace("%", "%%")
-        if isinstance(field.default, bool):
-            parser.add_argument(option, dest=f"rule.{name}", action=argparse.BooleanOptionalAction, help=doc)
-        else:
-            parser.add_argument(option, dest=f"rule.{name}", type=float, metavar="NUMBER", help=doc)
-    parser.parse_args(arguments.options, arguments)
-    given = {name: getattr(arguments, f"rule.{name}") for name in chosen}
-    return cls(**{name: value for name, value in given.items() if value is not None})
+    add_options(parser, cls, (name for name in cls.switches() if cls.options()[name].init))
+    return cls(**given_options(parser.parse_args(arguments.options, arguments)))
 
 
 def kernel_text(rule: rules.Rule, dtype: str, full: bool) -> str:

@@ -21,9 +21,14 @@ class Adam(Rule):
         m <- beta1 m + (1 - beta1) g
         v <- beta2 v + (1 - beta2) g^2
         u <- max(u, v) where amsgrad, else v
-        p <- p - lr / (1 - beta1^t) m / (sqrt(u) / sqrt(1 - beta2^t) + eps)
+        n <- beta1 m + (1 - beta1) g where nesterov, else m
+        p <- p - lr / (1 - beta1^t) n / (sqrt(u) / sqrt(1 - beta2^t) + eps)
 
-    Source: Kingma & Ba 2015, arXiv:1412.6980; amsgrad: Reddi et al. 2018; `torch.optim.Adam`.
+    Without corrected_eps, eps is added to sqrt(u) before its correction, as in MindSpore and TensorFlow: it counts
+    1 / sqrt(1 - beta2^t) times as much. Without bias_correction, 1 - beta1^t and 1 - beta2^t are 1.
+
+    Source: Kingma & Ba 2015, arXiv:1412.6980; amsgrad: Reddi et al. 2018; `torch.optim.Adam`; nesterov:
+    `mindspore.nn.Adam`.
     """
 
     lr: float = hyperparameter(1e-3, "[0, inf)", "learning rate")
@@ -33,6 +38,11 @@ class Adam(Rule):
     amsgrad: bool = hyperparameter(False, doc="divide by the largest second moment so far")
     maximize: bool = hyperparameter(False, doc="ascend instead of descend", kw_only=True)
     decoupled_weight_decay: bool = hyperparameter(False, doc="decay the parameters, not the gradients", kw_only=True)
+    corrected_eps: bool = hyperparameter(True, doc="add eps after the bias correction", kw_only=True, common=True)
+    bias_correction: bool = hyperparameter(True, doc="correct moments that start from zero", kw_only=True, common=True)
+    nesterov: bool = hyperparameter(
+        False, doc="count the gradient once more in the first moment of a step", kw_only=True, common=True
+    )
 
     state = ("exp_avg", "exp_avg_sq", State("max_exp_avg_sq", when="amsgrad"))
 
@@ -43,14 +53,14 @@ class Adam(Rule):
     def scalars(self, step: Any, a: Any) -> Values:
         beta1, beta2 = self.betas
         # The root's bias correction goes into step size and eps: one division less for each element.
-        root_correction = np.sqrt(1 - power(beta2, step))
+        root_correction = np.sqrt(1 - power(beta2, step)) if self.bias_correction else 1.0
         return Values(
             beta1=beta1,
             rest1=1 - beta1,
             beta2=beta2,
             rest2=1 - beta2,
-            step_size=self.lr * root_correction / (1 - power(beta1, step)),
-            eps=self.eps * root_correction,
+            step_size=self.lr * root_correction / (1 - power(beta1, step) if self.bias_correction else 1.0),
+            eps=self.eps * root_correction if self.corrected_eps else self.eps,
             # lr * weight_decay is rounded once: 1 - lr * weight_decay would be 1 in float32 below 3e-8.
             decay=self.lr * self.weight_decay if self.decoupled_weight_decay else self.weight_decay,
         )
@@ -67,7 +77,8 @@ class Adam(Rule):
         new = Values(exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
         if self.amsgrad:
             new.max_exp_avg_sq = largest = larger(s.max_exp_avg_sq, exp_avg_sq)
-        return p - c.step_size * (exp_avg / (np.sqrt(largest) + c.eps)), new
+        direction = c.beta1 * exp_avg + c.rest1 * g if self.nesterov else exp_avg
+        return p - c.step_size * (direction / (np.sqrt(largest) + c.eps)), new
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Interval:
 
 def hyperparameter(
     default: Any,
-    interval: str = "",
+    interval: str | tuple[str, ...] = "",
     doc: str = "",
     *,
     switch: bool = False,
@@ -67,25 +67,37 @@ def hyperparameter(
     Args:
         default: A float, a tuple of floats, or a bool. A bool is a flag, and each of its values is a kernel variant.
             With `choices`, one of these.
-        interval: The allowed range of a number (of each one in a tuple), such as `"[0, inf)"`. A flag has none: its
-            second argument is `doc`.
+        interval: The allowed range of a number (of each one in a tuple), such as `"[0, inf)"`; a tuple of ranges, one
+            for each number of a tuple. A flag has none: its second argument is `doc`.
         doc: What it is, for `help()` and the documentation.
         switch: The number is also a flag: `if self.momentum:` in a rule asks whether it is on (not zero).
         kw_only: It can be given by keyword only.
         fixed: It cannot be given at all: the rule is defined by this value.
-        common: Every rule has it; param groups show it where it was given.
+        common: Param groups show it where it was given: what every rule has, and what torch's class lacks.
         choices: All values that it may have, such as `(None, "strong_wolfe")`: a flag of more than two.
     """
-    if isinstance(default, bool) and interval:
+    if isinstance(default, bool) and isinstance(interval, str) and interval:
         interval, doc = "", doc or interval
     metadata = {
-        "interval": Interval(interval) if interval else None,
+        "interval": _intervals(default, interval),
         "doc": doc,
         "switch": switch,
         "common": common,
         "choices": choices,
     }
     return dataclasses.field(default=default, init=not fixed, kw_only=kw_only, metadata=metadata)
+
+
+def _intervals(default: Any, text: str | tuple[str, ...]) -> Interval | tuple[Interval, ...] | None:
+    """The range of a number, or those of a tuple's numbers; None where nothing is said."""
+    if not isinstance(default, tuple):
+        if isinstance(text, tuple):
+            raise ValueError(f"the default {default!r} is no tuple: it has one range, got {text!r}.")
+        return Interval(text) if text else None
+    texts = text if isinstance(text, tuple) else (text,) * len(default)
+    if len(texts) != len(default):
+        raise ValueError(f"{len(default)} numbers such as {default} have one range or {len(default)}, got {text!r}.")
+    return tuple(map(Interval, texts)) if text else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,12 +141,14 @@ class Rule:
         reductions: What is summed over each tensor before the update, as `Reduction(name)`.
         step_key: The counter's key in state dicts. None: the counter is not in them; it is the age of the state, which
             starts from the gradient, so `step == 1` means that the state arrays hold nothing yet.
+        eager_state: Whether the state is made with the optimizer, not at each parameter's first step.
     """
 
     state: ClassVar[tuple[str | State, ...]] = ()
     scalar_state: ClassVar[Mapping[str, float]] = {}
     step_key: ClassVar[str | None] = "step"
     reductions: ClassVar[tuple[Reduction, ...]] = ()
+    eager_state: ClassVar[bool] = False
 
     # What every rule has: how the gradient is prepared before `update` has it.
     loss_scale: float = hyperparameter(
@@ -315,10 +329,14 @@ class Rule:
         """Every state array that some variant of the rule keeps."""
         return tuple(State(entry) if isinstance(entry, str) else entry for entry in cls.state)
 
+    def states(self) -> tuple[State, ...]:
+        """The state arrays that the rule keeps with these flags."""
+        return tuple(state for state in self.all_states() if state.when is None or bool(getattr(self, state.when)))
+
     @functools.cached_property
     def kept_states(self) -> tuple[str, ...]:
-        """Names of the state arrays that the rule keeps with these flags."""
-        return tuple(s.name for s in self.all_states() if s.when is None or bool(getattr(self, s.when)))
+        """Their names."""
+        return tuple(state.name for state in self.states())
 
     @property
     def counts(self) -> bool:
@@ -431,8 +449,10 @@ def _checked(rule: str, field: dataclasses.Field[Any], value: Any) -> Any:
         items = ()
     if len(items) != len(default) or isinstance(value, (str, Mapping)):
         raise ValueError(f"{rule}: {field.name} must be {len(default)} numbers such as {default}, got {value!r}.")
+    intervals = field.metadata["interval"] or (None,) * len(default)
     return tuple(
-        _checked_number(f"{rule}: {field.name}[{i}]", field.metadata["interval"], item) for i, item in enumerate(items)
+        _checked_number(f"{rule}: {field.name}[{i}]", interval, item)
+        for i, (item, interval) in enumerate(zip(items, intervals, strict=True))
     )
 
 

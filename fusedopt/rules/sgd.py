@@ -20,6 +20,8 @@ class SGD(Rule):
         d <- g + momentum b where nesterov, else b   (without momentum: d <- g)
         p <- p - lr d
 
+    With lr_in_momentum, b gathers lr g instead of g, and p <- p - d.
+
     Source: `torch.optim.SGD`; Sutskever et al. 2013, "On the importance of initialization and momentum in deep
     learning", for Nesterov's form.
     """
@@ -30,6 +32,9 @@ class SGD(Rule):
     weight_decay: float = hyperparameter(0.0, "[0, inf)", "coupled (L2) decay")
     nesterov: bool = hyperparameter(False, doc="look ahead by one step of momentum")
     maximize: bool = hyperparameter(False, doc="ascend instead of descend", kw_only=True)
+    lr_in_momentum: bool = hyperparameter(
+        False, doc="the buffer adds up steps, not gradients: a new lr leaves it as it is", kw_only=True, common=True
+    )
 
     state = (State("momentum_buffer", when="momentum"),)
     step_key = None
@@ -53,7 +58,10 @@ class SGD(Rule):
         g = np.where(c.weight_decay != 0, g + c.weight_decay * p, g)
         if not self.momentum:
             return p - c.lr * g, Values()
+        if self.lr_in_momentum:
+            g = c.lr * g
         added = np.where(c.rest != 1, c.rest * g, g)  # without dampening, one pass of five less on the CPU
         momentum_buffer = np.where(c.first, g, c.momentum * s.momentum_buffer + added)
         direction = g + c.momentum * momentum_buffer if self.nesterov else momentum_buffer
-        return p - c.lr * direction, Values(momentum_buffer=momentum_buffer)
+        change = direction if self.lr_in_momentum else c.lr * direction
+        return p - change, Values(momentum_buffer=momentum_buffer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,6 +76,18 @@ def check_flags(flags: Mapping[str, Any], options: Mapping[str, Any]) -> None:
                 raise ValueError(
                     f"{name} as a tensor needs capturable=True beside foreach=True, as in torch; leave foreach out."
                 )
+
+
+def check_keys(rule: type[Rule], group: Mapping[str, Any]) -> None:
+    """Raise KeyError for a key that is an option misspelt; other unknown keys are the user's own, as in torch."""
+    known = [*(name for name, field in rule.options().items() if field.init), *FLAGS, "params"]
+    for key in group:
+        if key in rule.options() or key in known or not isinstance(key, str):
+            continue
+        # 0.85: one letter wrong or two swapped in an option of seven. "max_momentum" and "initial_lr" are others' own.
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+        if near and near[0] not in key:
+            raise KeyError(f"{rule.__name__} has no option {key!r}; did you mean {near[0]!r}?")
 
 
 def check_params(params: list[Any], number: int, others: set[int]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fusedopt.rules.rule import Rule
 from fusedopt.rules.stages import ROW
 from fusedopt.torch import places
 from fusedopt.torch.groups import ReadGroup
@@ -27,6 +28,24 @@ from fusedopt.torch.tensors import (
 )
 
 Entry = Mapping[str, Any]
+
+
+def begun(parameter: torch.Tensor, entry: dict[str, Any], rule: Rule) -> Counter | None:
+    """Make a parameter's state ahead of its first step, and its counter; neither where it has no memory yet."""
+    if torch.nn.parameter.is_lazy(parameter) or parameter.is_meta:
+        return None
+    counter = Counter(rule, parameter.device)
+    entry.update(counter.views)
+    for state in rule.states():
+        entry[state.name] = _new_state(parameter, rule.initial(state), parameter.dtype)
+    if rule.step_key is None and rule.kept_states:
+        counter.row[0] = 1.0  # a state that is there is not its first gradient
+        counter.ages = weakref.ref(entry[rule.kept_states[0]])
+    return counter
+
+
+def _new_state(parameter: torch.Tensor, initial: float, dtype: torch.dtype) -> torch.Tensor:
+    return torch.full_like(parameter, initial, dtype=dtype, memory_format=torch.preserve_format).detach()
 
 
 class Candidate:
@@ -159,12 +178,9 @@ class Candidate:
             counter = self._new_counter(entry)
             entry.update(counter.views)  # before the arrays, as torch has it
         dtype = next((local(state).dtype for state in self.states if state is not None), self.local.dtype)
-        initial = {state.name: rule.initial(state) for state in rule.all_states()}
-        for i, name in enumerate(rule.kept_states):
+        for i, state in enumerate(rule.states()):
             if self.states[i] is None:
-                entry[name] = self.states[i] = torch.full_like(
-                    self.parameter, initial[name], dtype=dtype, memory_format=torch.preserve_format
-                )
+                entry[state.name] = self.states[i] = _new_state(self.parameter, rule.initial(state), dtype)
         if rule.step_key is None and rule.kept_states:
             counter.ages = weakref.ref(entry[rule.kept_states[0]])
         return self._slot(counter)

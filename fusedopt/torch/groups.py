@@ -111,7 +111,9 @@ def _frozen(value: Any) -> Any:
     """A value that does not change where its owner writes into a list or an array; tensors are looked at afresh."""
     if isinstance(value, list):
         return tuple(value)
-    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    if isinstance(value, np.ndarray):
+        return value.item() if value.ndim == 0 else tuple(value.tolist())
+    return value
 
 
 def _has_no_tensor(values: tuple[Any, ...]) -> bool:

@@ -5,22 +5,27 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from fusedopt.groups import check_norm
+from fusedopt.groups import check_norm, of_group
 from fusedopt.rules.rule import Rule, check_declaration
+from fusedopt.schedules.options import check_lengths
 from fusedopt.torch import places
 from fusedopt.torch import state_dict as _state_dict
-from fusedopt.torch.arguments import FLAGS, by_name, check_flags, check_params, docstring, signature
+from fusedopt.torch.arguments import FLAGS, by_name, check_flags, check_keys, check_params, docstring, signature
 from fusedopt.torch.binding import GRADIENT, Binding, Selection
-from fusedopt.torch.candidate import Candidate
+from fusedopt.torch.candidate import Candidate, begun
 from fusedopt.torch.groups import ReadGroup, checked_rule, read
+from fusedopt.torch.schedules import Schedules, found_in, rule_at
 from fusedopt.torch.slots import Counter
 from fusedopt.torch.tensors import local, placements, untraced
+
+Self = TypeVar("Self", bound="Optimizer")
 
 HOOKS = (
     "_optimizer_step_pre_hooks",
@@ -49,7 +54,8 @@ class Optimizer(torch.optim.Optimizer):
 
     Args:
         params: As torch.optim takes them: tensors, (name, tensor) pairs, or dicts with "params" and options.
-        *args, **options: The rule's hyperparameters, as numbers or one-element tensors, and torch's flags.
+        *args, **options: The rule's hyperparameters, as numbers or one-element tensors, and torch's flags. A number may
+            be a schedule: a function of the step, from 0, or a sequence with a value for each (`fusedopt.schedules`).
         write_back_gradients: Under a GradScaler, leave gradients unscaled after a step, as torch.optim does; False
             saves that write.
 
@@ -70,6 +76,7 @@ class Optimizer(torch.optim.Optimizer):
     _selection: Selection | None = None
     _reads: tuple[ReadGroup, ...] = ()
     _captured: tuple[Any, ...] = ()
+    _kept_schedules: Schedules | None = None
 
     def __init_subclass__(cls, *, rule: type[Rule] | None = None, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -93,7 +100,9 @@ class Optimizer(torch.optim.Optimizer):
             if not known[name].init:
                 raise TypeError(f"{type(self).__name__}: {name} is {known[name].default} by definition; leave it out.")
         check_flags(flags, options)
-        checked_rule(self.rule(), options)
+        schedules = found_in(self.rule, options)
+        rule_at(self.rule(), schedules, 0, options)
+        options |= schedules
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
         defaults = {name: options.get(name, field.default) for name, field in known.items()}
         for name, default in self.rule.common_defaults().items():
@@ -111,6 +120,7 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             TypeError, ValueError: As for the optimizer; nothing is added then.
         """
+        schedules: dict[str, Any] = {}
         if isinstance(param_group, dict):
             param_group = dict(param_group)
             number = len(self.param_groups)
@@ -118,11 +128,38 @@ class Optimizer(torch.optim.Optimizer):
             if isinstance(params, Iterable) and not isinstance(params, set):
                 param_group["params"] = [params] if isinstance(params, torch.Tensor) else list(params)
                 check_params(param_group["params"], number, {id(p) for g in self.param_groups for p in g["params"]})
-            try:
-                checked_rule(self.rule(), {**self.defaults, **param_group})
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"param group {number}: {error}") from None
+            check_keys(self.rule, param_group)
+            with of_group(number):
+                entry = {**self.defaults, **param_group}
+                schedules = found_in(self.rule, entry)
+                rule = rule_at(self.rule(), schedules, 0, entry)
+            check_lengths([*self.schedules, schedules])
+            param_group |= {name: getattr(rule, name) for name in schedules}
         super().add_param_group(param_group)
+        self._schedules.add(self.param_groups, schedules)
+        if self.rule.eager_state:
+            group = self.param_groups[-1]
+            rule = checked_rule(self.rule(), group)
+            for p in group["params"]:
+                counter = begun(p, self.state[p], rule)
+                if counter is not None:
+                    self._counters[p] = counter
+
+    @property
+    def schedules(self) -> tuple[Mapping[str, Any], ...]:
+        """For each param group the schedules that its options follow, by option.
+
+        `group["lr"] = schedule` installs one, and a number that is written there ends it. The group holds the number in
+        force, which the last step has used, and under `schedule_step` the step that schedules are asked for next.
+        """
+        self._schedules.take(self.param_groups)
+        return tuple(MappingProxyType(schedules) for schedules, _ in self._schedules.saved(self.param_groups))
+
+    @property
+    def _schedules(self) -> Schedules:
+        if self._kept_schedules is None:
+            self._kept_schedules = Schedules(self.rule())
+        return self._kept_schedules
 
     def _read_groups(self) -> None:
         """Read every param group, and forget the plans where they do not go with its flags any more."""
@@ -130,8 +167,12 @@ class Optimizer(torch.optim.Optimizer):
             rule = self.rule()
             some = [*self._reads, *(ReadGroup(rule, {}, {}, None, {}) for _ in self.param_groups)]
             self._reads = tuple(some[: len(self.param_groups)])
-        pairs = enumerate(zip(self.param_groups, self._reads))
-        new = [read(group, before, number) for number, (group, before) in pairs]
+        try:
+            new = self._read()
+        except (TypeError, ValueError):
+            if not self._schedules.take(self.param_groups):
+                raise
+            new = self._read()
         for now, before in zip(new, self._reads):
             if now is not before:
                 if now.rule.flags != before.rule.flags:
@@ -140,16 +181,39 @@ class Optimizer(torch.optim.Optimizer):
                 if self._binding is not None:
                     self._binding.version += 1
 
+    def _read(self) -> list[ReadGroup]:
+        if self._schedules.any and not self._capturing():  # which is no step
+            return self._schedules.read(self.param_groups, self._reads)
+        pairs = enumerate(zip(self.param_groups, self._reads))
+        return [read(group, before, number) for number, (group, before) in pairs]
+
+    def _capturing(self) -> bool:
+        """Whether a graph is being captured, for which there were steps before."""
+        return self._selection is not None and any(route.place.capturing() for route in self._selection.routes)
+
+    @torch.no_grad()
+    def sync(self: Self) -> Self:
+        """Wait for the device, and let schedules go on from the steps that were really taken.
+
+        Schedules count the calls of `step`, of which a GradScaler may have skipped some: only the device knows. Each
+        group's count becomes the largest step of its parameters. An optimizer that counts no steps, as SGD, warns.
+        """
+        self._schedules.sync(self.param_groups, self.state)
+        return self
+
     def upload_hyperparameters(self) -> None:
         """Send the groups' numbers to the device now: before each replay of a captured graph, where they change.
 
-        An ordinary step does so itself. A hyperparameter that is a tensor on the device needs it neither.
+        An ordinary step does so itself. A hyperparameter that is a tensor on the device needs it neither. Once a graph
+        is captured, schedules take each call for the step of the replay that follows.
         """
         self._read_groups()
         if self._binding is not None and self._selection is not None:
             self._selection.refresh(self._binding.version)
         for plan in {id(plan.origin): plan for plan in self._captured}.values():  # which share their numbers
             plan.refresh()
+        if self._captured:
+            self._schedules.count_step(self.param_groups)
 
     # --- step
 
@@ -179,6 +243,9 @@ class Optimizer(torch.optim.Optimizer):
         gradients = list(map(GRADIENT, params))
         present = [gradient for gradient in gradients if gradient is not None]
         if not present:
+            if self._schedules.any:
+                self._read_groups()
+            self._schedules.count_step(self.param_groups)
             return
         absent = [] if len(present) == len(gradients) else [i for i, g in enumerate(gradients) if g is None]
         sizes = [len(group["params"]) for group in self.param_groups]
@@ -207,14 +274,14 @@ class Optimizer(torch.optim.Optimizer):
                 "a gradient that is not sharded as its parameter cannot be left unscaled; make the optimizer with "
                 "write_back_gradients=False."
             )
-        behind = False  # whether plans outside of a graph have yet to be told where the gradients are
+        capturing = behind = False  # whether plans outside of a graph have yet to be told where the gradients are
         for route in selection.routes:
             plan = route.plan
             if route.place.capturing():
                 plan = plan.captured()  # type: ignore[attr-defined]  # of a device, where graphs are
                 self._captured += (plan,)
                 plan.move(selection.addresses(route))
-                behind = selection.behind
+                capturing, behind = True, selection.behind
             elif moved:
                 plan.move(selection.addresses(route))
             plan.step(route.place.scalar(grad_scale), route.place.scalar(found_inf), write_back)
@@ -224,6 +291,8 @@ class Optimizer(torch.optim.Optimizer):
         for copy in selection.copies:
             if write_back or not copy.gradient:
                 copy.original.copy_(copy.copy)
+        if not capturing:  # which is no step
+            self._schedules.count_step(self.param_groups)
 
     def _select(self, params: list[Any], gradients: list[Any], absent: list[int]) -> Selection:
         """The plans for the parameters that have gradients; those that are not bound as they are, are bound first."""
@@ -275,9 +344,17 @@ class Optimizer(torch.optim.Optimizer):
 
     # --- state dicts and copies
 
+    def share_memory(self) -> None:
+        """Move the state arrays that are there to memory that processes share, as `torch.optim.Adagrad` can."""
+        for p, entry in self.state.items():
+            for name in self.rule().kept_states if isinstance(p, torch.Tensor) else ():
+                if name in entry:
+                    entry[name].share_memory_()
+
     @untraced
     def state_dict(self) -> dict[str, Any]:
         """State and options in torch.optim's format, to load there or here; the state tensors are the live ones."""
+        self._schedules.take(self.param_groups)
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
         params = chain.from_iterable(group["params"] for group in self.param_groups)
@@ -302,6 +379,8 @@ class Optimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state dict of torch.optim or of this library: checked whole, then copied, and never cast.
 
+        An option that follows a schedule here goes on to follow it, from the step that was saved.
+
         Raises:
             ValueError: Counts of groups or parameters, shapes, or a value do not fit.
             TypeError: A state is no tensor, or its dtype does not go with the parameter's.
@@ -310,11 +389,21 @@ class Optimizer(torch.optim.Optimizer):
         state_dict = state_dict.copy()
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
-        _state_dict.load(state_dict, self.param_groups, self.rule(), self.state, self._counters)
+        schedules, groups = self._schedules, self.param_groups
+        schedules.take(groups)
+        steps = _state_dict.load(state_dict, schedules.of(groups), self.rule(), self.state, self._counters)
+        schedules.count_from(groups, steps)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
+        self._schedules.take(self.param_groups)
+        followed = self._schedules.saved(self.param_groups)
         written = _state_dict.written(self.state, self.param_groups, self._counters)
         kept = {name: getattr(self, name) for name in (*HOOKS, "write_back_gradients")}
-        return {**super().__getstate__(), **kept, "state": defaultdict(dict, written)}
+        return {**super().__getstate__(), **kept, "state": defaultdict(dict, written), "followed": followed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({key: value for key, value in state.items() if key != "followed"})
+        for number, (schedules, steps) in enumerate(state.get("followed", []), 1):
+            self._schedules.add(self.param_groups[:number], schedules, steps)

@@ -6,13 +6,16 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 
 from fusedopt.rules.rule import Rule
+from fusedopt.scheduled import loaded_steps, rules_in_force
 from fusedopt.state_dict import checked_entry, checked_groups
 from fusedopt.torch.groups import checked_rule
+from fusedopt.torch.schedules import Followed
 from fusedopt.torch.slots import Counter
 from fusedopt.torch.tensors import is_plain, storable
 
@@ -62,33 +65,42 @@ def _as_torch_has_it(number: float, device: Any) -> torch.Tensor:
 
 def load(
     saved: Mapping[str, Any],
-    groups: Sequence[dict[str, Any]],
+    followed: Sequence[Followed],
     rule: Rule,
     state: dict[Any, Any],
     counters: Mapping[torch.Tensor, Counter],
-) -> None:
+) -> list[int]:
     """Check all of a state dict, then copy it: into the tensors that are there, where they fit.
+
+    Returns:
+        The count of steps of each group's schedules.
 
     Raises:
         ValueError, TypeError, KeyError: As `fusedopt.Optimizer.load_state_dict`.
     """
-    rules, extras, entries = checked_groups(saved, groups, [rule] * len(groups), checked_rule)
+    groups, scheduled = [some.group for some in followed], [some.schedules for some in followed]
+    rules, extras, found = checked_groups(saved, groups, [rule] * len(groups), scheduled, checked_rule)
     params = [(p, rule) for group, rule in zip(groups, rules) for p in group["params"]]
     names = [name for group in groups for name in _names(group)]
     checked = [
         (p, rule, checked_entry(entry, rule, name, partial(_tensor, parameter=p)))
-        for (p, rule), name, entry in zip(params, names, entries)
+        for (p, rule), name, entry in zip(params, names, found)
     ]
-    for group, entry, rule, extra in zip(groups, saved["param_groups"], rules, extras):
+    entries = iter([loaded for _, _, loaded in checked])
+    steps = loaded_steps(extras, rules, scheduled, [list(islice(entries, len(group["params"]))) for group in groups])
+    in_force = rules_in_force(rules, scheduled, steps, checked_rule)
+    for some, schedules, entry, rule, extra in zip(followed, scheduled, saved["param_groups"], in_force, extras):
         for name, field in rule.options().items():
-            if name in entry and field.init:
-                _assign(group, name, entry[name])
-        group.update(extra)
+            if name in entry and field.init and name not in schedules:
+                _assign(some.group, name, entry[name])
+        some.group.update(extra)
+        some.write(rule)
     for p, rule, loaded in checked:
         if loaded is None:
             state.pop(p, None)
         else:
             state[p] = _filled(p, rule, loaded, state.get(p, {}), counters.get(p))
+    return steps
 
 
 def _names(group: Mapping[str, Any]) -> Iterable[str]:

@@ -108,6 +108,7 @@ def test_counts_are_written_with_k_and_m() -> None:
         (["--layers", "2"], "--layers 2 is of a model; give one with --model."),
         (["--model", "gpt2", "--layers", "13"], "--layers must be at most gpt2's 12, got 13."),
         (["--model", "gpt2", "--size", "9"], "--model has tensors of its own; leave --sizes and --tensors out."),
+        (["--optimizer", "lyon"], "fusedopt.rules has no rule 'lyon'; did you mean 'lion'?"),
         (["--peers", "touch"], "--peers: none is called 'touch'; there are fusedopt, numba;"),
     ],
 )
@@ -122,7 +123,7 @@ def test_what_cannot_work_is_said_before_anything_is_measured(
     assert printed.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["--size", "2G"], ["--layers", "0"], ["--optimizer", "lion"], ["--device", "tpu"]])
+@pytest.mark.parametrize("words", [["--size", "2G"], ["--layers", "0"], ["--device", "tpu"]])
 def test_words_that_bench_does_not_know_are_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["bench", *words])
@@ -336,7 +337,7 @@ def test_the_streams_move_what_they_count(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("pieces", [1, 7])
-@pytest.mark.parametrize("loads", [3, 4])
+@pytest.mark.parametrize("loads", [2, 3, 4, 6])
 def test_the_mix_adds_the_last_array_to_all_others(loads: int, pieces: int) -> None:
     pytest.importorskip("numba")
     arrays = [np.full(1_000, number, np.float32) for number in range(loads)]
@@ -366,6 +367,39 @@ def test_all_ways_compute_the_same(
     assert all(f"  {each['peer']} " in printed for each in rows)
     assert f"{optimizer}, 20,000 parameters in 3 tensors, float32" in printed
     assert f"GB/s: of the {20 if optimizer == 'sgd' else 28} bytes" in printed
+
+
+OWN = """
+from dataclasses import dataclass
+from fusedopt.rules import Rule, Values, hyperparameter
+
+@dataclass(frozen=True)
+class Plain(Rule):
+    lr: float = hyperparameter(1e-3, "[0, inf)")
+
+    def scalars(self, step, a):
+        return Values(lr=self.lr)
+
+    def update(self, p, g, s, c):
+        return p - c.lr * g, Values()
+"""
+
+
+def test_every_rule_and_one_of_ones_own_can_be_measured(
+    benched: Callable[..., list[dict[str, Any]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    own = f"{tmp_path}/own.py:Plain"
+    rows = benched(
+        "--optimizer", "Lion", own, "--size", "2K", "--tensors", "2", "--peers", "fusedopt", "the", "torch for"
+    )
+    ways = ("fusedopt", "fusedopt, numba", "fusedopt, NumPy", "fusedopt.torch", "the rule, unfused")
+    here = [way for way in ways if way != "fusedopt, numba" or importlib.util.find_spec("numba")]
+    for optimizer, size in (("Lion", 20), (own, 12)):
+        found = [row for row in rows if row["optimizer"] == optimizer]
+        assert [row["peer"] for row in found] == here
+        assert {row["bytes_a_step"] for row in found} == {size * 2_000}
+    assert "torch for-loop: torch.optim has no Lion of this kind" in capsys.readouterr().out
 
 
 def test_the_figures_are_those_of_the_arrays(benched: Callable[..., list[dict[str, Any]]]) -> None:

@@ -17,6 +17,7 @@ from fusedopt import compiler
 from fusedopt.backends import numba_problem
 from fusedopt.backends import numpy as numpy_backend
 from fusedopt.cli import COMMANDS, doctor, main, self_check
+from fusedopt.testing import CHECKS
 from machine_code import missing
 
 MAIN = "from fusedopt.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -71,7 +72,7 @@ def test_without_a_command_the_help_names_all_of_them() -> None:
             assert re.search(rf"^ +{name} +{summary[:20]}", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["kernel", "--help"], ["kernel", "adam"]])
+@pytest.mark.parametrize("words", [["--help"], ["kernel", "--help"], ["kernel", "adam"], ["check", "--help"]])
 def test_what_needs_no_gpu_no_torch_and_no_colour_imports_none(words: list[str]) -> None:
     text = (
         "import atexit, sys\n"
@@ -180,6 +181,37 @@ def test_the_full_text_compiles_without_headers(
     text = printed_kernel(capsys, "sgd", "--momentum", "0.9", "--nesterov", "--full")
     assert printed_kernel(capsys, "sgd", "--momentum", "0.9", "--nesterov") in text
     assert compiler.compiled(text, {}, "sm_80").stat().st_size > 1000
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def test_check_prints_a_report_and_says_by_its_status_whether_all_is_well(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "own_rules.py").write_text(OWN_RULE)
+    options = ["--without", "numba bits", "torch"]
+    assert main(["check", f"{tmp_path}/own_rules.py:Halve", "--lr", "0.5", "--no-twice", *options]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Halve(lr=0.5, twice=False)\n passed  declaration")
+    assert "skipped  torch            left out by without=" in printed
+    assert main(["check", f"{tmp_path}/own_rules.py:Branches", *options]) == 1
+    printed = capsys.readouterr().out
+    assert " FAILED  tracing          Branches.update branches on a value; use np.where" in printed
+    assert printed.endswith("1 of 18 checks failed.\n")
+
+
+def test_check_lists_the_options_of_a_rule_and_takes_tuples(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["check", "adam", "--help"])
+    assert "--betas NUMBER NUMBER" in capsys.readouterr().out
+    assert main(["check", "lion", "--betas", "0.5", "0.75", "--without", *CHECKS]) == 0
+    assert capsys.readouterr().out.startswith("Lion(betas=(0.5, 0.75), weight_decay=0.1)\nskipped  declaration")
+    assert main(["check", "lion", "--betas", "0.5", "1.75"]) == 2
+    assert capsys.readouterr().err == "check: Lion: betas[1] must be in [0, 1), got 1.75.\n"
 
 
 # --- doctor ----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ import torch
 from distributed_workers import Model, Trained, Training, World
 
 import fusedopt.torch as ours
-from cases import REPRESENTATIVE, each_representative
+from cases import CASES
+from cases import each_kind as each_case
 
 # float64 throughout. A gradient that is summed in another order differs by some 1e-16; an Adam step makes that
 # lr / eps = 10 times larger, eight steps make 1e-14 of it, and training may pass that on. 5e-16 was the most seen
@@ -24,9 +25,7 @@ TOLERANCE = 1e-13
 STEPS = 6
 
 # Distribution sees a rule's states and steps, not its equations: where much is combined, one rule of each kind will do.
-each_kind = pytest.mark.parametrize(
-    "case", [pytest.param(c, id=c.name) for c in REPRESENTATIVE if c.name in ("SGD", "AdamW")]
-)
+each_kind = pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in CASES if c.name in ("SGD", "AdamW")])
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +85,7 @@ def assert_all_same(results: list[Trained], expected: Trained) -> None:
         assert_same(result, expected)
 
 
-@each_representative
+@each_case
 def test_every_optimizer_trains_in_two_processes_as_in_one(two_processes, case, tmp_path):
     run = training(case, branch="odd steps")
     expected = in_one_process(run)
@@ -140,7 +139,7 @@ def with_names(state_dict: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return {names[i]: entry for i, entry in state_dict["state"].items()}, groups
 
 
-@each_representative
+@each_case
 @pytest.mark.parametrize("bucket_view", [False, True])
 def test_zero_redundancy_trains_saves_and_resumes_as_one_process_does(two_processes, case, bucket_view, tmp_path):
     run = training(case)

@@ -14,9 +14,9 @@ from torch.optim import lr_scheduler
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import fusedopt.torch
-from cases import REPRESENTATIVE, each_representative
+from cases import CASES, ONE_OF_EACH_KIND, each_kind, each_lazy_kind
 
-SGD, ADAM, ADAMW = REPRESENTATIVE
+SGD, ADAM, ADAMW = CASES[:3]
 SHAPES = ((3, 5), (), (4099,))
 
 
@@ -84,7 +84,7 @@ def assert_same_bits(actual, expected):
 # --- state dicts and groups ------------------------------------------------------------------------------------------
 
 
-@each_representative
+@each_lazy_kind
 def test_an_empty_state_round_trips_before_any_step(case, torch_device):
     pair = both(case, torch_device.device)
     for optimizer in pair:
@@ -150,7 +150,7 @@ def test_step_may_be_patched_on_the_instance_and_attributes_added(torch_device):
 
 
 def test_a_step_fires_its_hooks_once_in_every_class():
-    kinds = [ours_of(case) for case in REPRESENTATIVE]
+    kinds = [ours_of(case) for case in CASES]
 
     class Derived(fusedopt.torch.AdamW):
         pass
@@ -184,6 +184,7 @@ CHANGES = {
         {"decoupled_weight_decay": True},
     ),
     "AdamW": ({"lr": 0.02}, {"betas": (0.5, 0.6)}, {"eps": 0.1}, {"weight_decay": 0.3}, {"maximize": True}),
+    "Adagrad": ({"lr": 0.02}, {"lr_decay": 0.5}, {"eps": 0.1}, {"weight_decay": 0.3}, {"maximize": True}),
 }
 
 
@@ -191,7 +192,7 @@ CHANGES = {
     ("case", "change"),
     [
         pytest.param(case, change, id=f"{case.name}-{change}")
-        for case in REPRESENTATIVE
+        for case in ONE_OF_EACH_KIND
         for change in CHANGES[case.name]
     ],
 )
@@ -261,7 +262,7 @@ def containers(value):
             yield from containers(item)
 
 
-@each_representative
+@each_kind
 def test_a_saved_state_dict_holds_tensors_and_plain_containers_alone(case, torch_device, tmp_path):
     optimizer = ours_of(case)(leaves(torch_device.device), **case.main)
     lr_scheduler.LambdaLR(optimizer, lambda number: 0.9)
@@ -355,7 +356,7 @@ def test_gradients_that_move_into_a_bucket_after_the_first_step_are_found_there(
 # --- sharded optimizers ----------------------------------------------------------------------------------------------
 
 
-@each_representative
+@each_kind
 def test_parameters_rehomed_after_construction_are_updated_in_their_new_home(case, torch_device):
     pair = both(case, torch_device.device)
     flats = []
@@ -413,7 +414,7 @@ AWKWARD = (-0.0, 0.0, 1.0, -1e-45, 1e-40, 3e38, -1.5)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # torch's own, of checkpoints without ranks
-@each_representative
+@each_kind
 def test_a_checkpoint_of_a_fresh_optimizer_makes_its_state_and_leaves_every_bit_of_the_parameters(case, torch_device):
     def trained():
         model = torch.nn.Linear(len(AWKWARD), 2).to(torch_device.device)
@@ -457,7 +458,7 @@ def second_of_two_ranks():
     dist.destroy_process_group()
 
 
-@each_representative
+@each_kind
 def test_sharded_parameters_have_sharded_state_even_where_their_shard_is_empty(case, second_of_two_ranks):
     mesh = second_of_two_ranks
     shapes = ((3, 5), (1, 7), (8,))  # of which this rank has one row, none, and four elements
@@ -494,7 +495,7 @@ def test_sharded_parameters_have_sharded_state_even_where_their_shard_is_empty(c
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
-@each_representative
+@each_kind
 def test_a_copy_made_with_its_model_is_whole(case, copied, torch_device):
     model = torch.nn.Linear(5, 3).to(torch_device.device)
     optimizer = ours_of(case)(model.parameters(), **case.main)
@@ -506,7 +507,7 @@ def test_a_copy_made_with_its_model_is_whole(case, copied, torch_device):
     assert_same_bits(other_model.state_dict(), model.state_dict())
 
 
-@each_representative
+@each_kind
 def test_parameters_keep_storages_of_their_own_at_their_addresses(case, torch_device):
     model = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.LayerNorm(3)).to(torch_device.device)
     before = {name: value.data_ptr() for name, value in model.state_dict().items()}

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import fusedopt.torch as ours
-from cases import CASES, SIZES, assert_same_bits, each_representative, extreme, ordinary
+from cases import CASES, ONE_OF_EACH_KIND, SIZES, assert_same_bits, each_kind, extreme, ordinary
 from emulated import EmulatedArray
 from fusedopt.backends import cuda
 from fusedopt.backends.device import CHUNK, span_dtype
@@ -181,6 +181,7 @@ FLAGS = {
     "SGD": [{"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "maximize": True}, {"weight_decay": 0.1}],
     "Adam": [{}, {"amsgrad": True, "weight_decay": 0.1}, {"maximize": True, "decoupled_weight_decay": True}],
     "AdamW": [{}, {"amsgrad": True}, {"maximize": True, "weight_decay": 0.0}],
+    "Adagrad": [{}, {"initial_accumulator_value": 0.1, "weight_decay": 0.1}, {"maximize": True}],
 }
 
 
@@ -299,7 +300,7 @@ def with_states(optimizer, params, dtypes, seed, values, offset):
 @pytest.mark.slow  # a kernel of 31 variants
 @pytest.mark.parametrize("how", ["replaced", "loaded"])
 @pytest.mark.parametrize("grad_scale", [None, 3.0])
-@each_representative
+@each_kind
 def test_every_choice_of_storage_has_the_bits_of_the_numpy_path(surface, case, grad_scale, how):
     many = [(triple, size) for triple in TRIPLES for size in SIZES]
     groups = ({}, [make for triple, size in many for make in makers(size, dtype=triple[0], seed=size)])
@@ -363,7 +364,7 @@ def on_device(rule, values, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@each_representative
+@each_kind
 def test_hyperparameters_that_are_tensors_are_read_by_the_launch(surface, case, dtype):
     twins = Twins(case.name, ({}, makers(5)), ({}, makers(700)), **case.main)
     first = [optimizer.param_groups[0] for optimizer in twins.optimizers]
@@ -474,7 +475,7 @@ def assert_unchanged(optimizer, before):
             assert_same_bits(gradient, was)
 
 
-@each_representative
+@each_kind
 def test_a_replay_is_a_step(surface, case):
     twins = started(case.name, **case.main)
     twins.give(1)
@@ -550,6 +551,27 @@ def test_a_scheduler_drives_replays(surface):
         twins.compare()
 
 
+def test_a_schedule_drives_replays(surface):
+    """A call of `upload_hyperparameters` stands for the step of the replay that follows; a capture is no step."""
+    twins = started("SGD", lr=lambda step: 0.5 ** (step + 1), momentum=0.9)
+    lrs = lambda: [group["lr"] for optimizer in twins.optimizers for group in optimizer.param_groups]  # noqa: E731
+    count = twins.host.param_groups[0]["schedule_step"]
+    twins.give(1)
+    graph = captured(surface, twins.device.step)
+    assert twins.device.param_groups[0]["schedule_step"] == count
+    for step in range(4):
+        twins.give(step, into_place=True)
+        twins.device.upload_hyperparameters()
+        replay(graph)
+        twins.host_step()
+        twins.compare()
+        assert set(lrs()) == {0.5 ** (count + step + 1)}
+    twins.give(5)
+    twins.step()
+    twins.compare()
+    assert set(lrs()) == {0.5 ** (count + 5)}
+
+
 def test_eager_steps_between_replays_may_have_other_gradients(surface):
     twins = started()
     twins.give(1)
@@ -606,7 +628,7 @@ def test_eager_steps_between_replays_may_be_for_other_parameters(surface):
         twins.compare()
 
 
-@each_representative
+@each_kind
 def test_a_state_dict_is_loaded_into_the_memory_that_a_graph_knows(surface, case):
     twins = started(case.name, steps=3, **case.main)
     saved = [copy.deepcopy(optimizer.state_dict()) for optimizer in twins.optimizers]
@@ -1228,7 +1250,7 @@ class OnGpu:
 
 
 @pytest.mark.gpu
-@each_representative
+@each_kind
 def test_gpu_a_replay_of_torchs_graph_is_a_step(case):
     both = OnGpu(case.name, **case.main)
     both.give(0)
@@ -1366,3 +1388,4 @@ def test_gpu_a_steady_step_allocates_nothing_and_waits_for_nothing():
 
 def test_the_table_has_every_optimizer():
     assert {case.name for case in CASES} == set(ours.__all__) - {"Optimizer"}
+    assert {case.name for case in ONE_OF_EACH_KIND} == set(FLAGS)

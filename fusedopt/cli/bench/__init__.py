@@ -18,6 +18,7 @@ import numpy as np
 
 import fusedopt
 from fusedopt.backends import chosen_backend, cpu_backend
+from fusedopt.tracing import trace
 
 if TYPE_CHECKING:
     from fusedopt.cli.bench.machine import Machine
@@ -39,7 +40,8 @@ def count(text: str) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from fusedopt.cli.bench.models import MODELS
-    from fusedopt.cli.bench.peers import OPTIMIZERS, WAYS
+    from fusedopt.cli.bench.peers import WAYS
+    from fusedopt.cli.rule_named import OURS
 
     titles = "; ".join(way.title for way in WAYS[1:])
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where one works")
@@ -51,7 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sizes", "--size", nargs="+", type=count, metavar="N", help="float32 parameters in equal tensors (32M)"
     )
     parser.add_argument("--tensors", type=count, metavar="N", help=f"that they lie in ({TENSORS})")
-    parser.add_argument("--optimizer", nargs="+", choices=OPTIMIZERS, default=["adamw"], help="default: adamw")
+    parser.add_argument(
+        "--optimizer",
+        nargs="+",
+        metavar="RULE",
+        default=["adamw"],
+        help=f"{', '.join(OURS)}, module:Class or path/to/file.py:Class; default: adamw",
+    )
     parser.add_argument("--peers", nargs="+", metavar="TITLE", help=f"beginnings of: {titles}; default: all")
     parser.add_argument("--repeats", type=count, default="9", metavar="N", help="timings of each (%(default)s)")
     parser.add_argument("--warm", action="store_true", help="leave small tensors in the caches between two steps")
@@ -75,7 +83,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace, models: Mapping[str, Model]) -> None:
     """Raise for what cannot work, before anything is measured."""
+    from fusedopt.cli.bench.peers import optimizer_named
+
     chosen_backend()
+    for name in arguments.optimizer:
+        cls, options = optimizer_named(name)
+        trace(cls.rule(**options))
     for name in arguments.model:
         if name not in models:
             raise ValueError(f"--model: there is no {name!r}; there are {', '.join(models)}, or a FILE.json of yours.")
@@ -133,7 +146,7 @@ def compare(arguments: argparse.Namespace, machine: Machine, models: Sequence[Mo
     from fusedopt.cli.bench import table
     from fusedopt.cli.bench.gpu import Gpu
     from fusedopt.cli.bench.measure import Task, launches, measure
-    from fusedopt.cli.bench.peers import OPTIMIZERS
+    from fusedopt.cli.bench.peers import optimizer_named
     from fusedopt.cli.bench.row import Row, rows, save
     from fusedopt.cli.bench.work import works
 
@@ -146,7 +159,7 @@ def compare(arguments: argparse.Namespace, machine: Machine, models: Sequence[Mo
     told: set[str] = set()
     for work in works(machine, models, arguments.layers, sizes, tensors):
         for optimizer in arguments.optimizer:
-            cls, options = OPTIMIZERS[optimizer]
+            cls, options = optimizer_named(optimizer)
             states = len(cls.rule(**options).kept_states)
             task = Task(work, optimizer, states, arguments.repeats, arguments.warm)
             with table.progress(f"{work.title}, {optimizer}") as say:

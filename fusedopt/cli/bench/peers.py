@@ -12,12 +12,13 @@ from typing import Any
 from fusedopt.cli.bench.peers_arrays import (
     ELEMENTWISE,
     PREALLOCATED,
-    UNFUSED,
     WHOLE_ARRAYS,
     by_hand,
     fused,
     gpu_lacks,
     numba_lacks,
+    text_lacks,
+    unfused,
 )
 from fusedopt.cli.bench.peers_jax import build as optax_jit
 from fusedopt.cli.bench.peers_jax import jax_lacks
@@ -35,9 +36,9 @@ from fusedopt.cli.bench.peers_torch import (
     TORCHAO,
     TorchOptimizers,
 )
-from fusedopt.cli.bench.peers_way import OPTIMIZERS, Peer, Way
+from fusedopt.cli.bench.peers_way import OPTIMIZERS, Peer, Way, optimizer_named
 
-__all__ = ["OPTIMIZERS", "WAYS", "Peer", "Way"]
+__all__ = ["OPTIMIZERS", "WAYS", "Peer", "Way", "optimizer_named"]
 
 CPU, CUDA, BOTH = ("cpu",), ("cuda",), ("cpu", "cuda")
 
@@ -66,9 +67,9 @@ WAYS: tuple[Way, ...] = (
     _torch("bitsandbytes 8-bit", BITSANDBYTES, BOTH, "bitsandbytes", exact=False),
     _torch("torchao 8-bit", TORCHAO, BOTH, "torchao", exact=False),
     _torch("FlashOptim 8-bit", FLASHOPTIM, CUDA, "triton", "flashoptim", exact=False),
-    Way("NumPy whole arrays", (), CPU, by_hand(WHOLE_ARRAYS)),
-    Way("NumPy out=", (), CPU, by_hand(PREALLOCATED)),
-    Way("CuPy whole arrays", ("cupy",), CUDA, by_hand(WHOLE_ARRAYS), lacks=gpu_lacks),
-    Way("CuPy ElementwiseKernel", ("cupy",), CUDA, by_hand(ELEMENTWISE), lacks=gpu_lacks),
-    Way("the rule, unfused", (), BOTH, by_hand(UNFUSED), lacks=gpu_lacks),
+    Way("NumPy whole arrays", (), CPU, by_hand(WHOLE_ARRAYS), lacks=text_lacks(WHOLE_ARRAYS)),
+    Way("NumPy out=", (), CPU, by_hand(PREALLOCATED), lacks=text_lacks(PREALLOCATED)),
+    Way("CuPy whole arrays", ("cupy",), CUDA, by_hand(WHOLE_ARRAYS), lacks=text_lacks(WHOLE_ARRAYS)),
+    Way("CuPy ElementwiseKernel", ("cupy",), CUDA, by_hand(ELEMENTWISE), lacks=text_lacks(ELEMENTWISE)),
+    Way("the rule, unfused", (), BOTH, unfused, lacks=gpu_lacks),
 )

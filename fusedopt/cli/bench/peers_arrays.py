@@ -13,8 +13,9 @@ import numpy as np
 
 import fusedopt
 from fusedopt.backends import cuda, numba_problem
-from fusedopt.cli.bench.peers_way import OPTIMIZERS, Array, Build, Peer
+from fusedopt.cli.bench.peers_way import OPTIMIZERS, Array, Build, Peer, optimizer_named
 from fusedopt.cli.naive import NaiveAdam, NaiveSGD, PreallocatedAdam, PreallocatedSGD
+from fusedopt.plain import given
 from fusedopt.rules import Rule, Values
 
 # By the optimizer's name, something with a method `step`, made of parameters and gradients.
@@ -39,6 +40,17 @@ def library_of(device: str) -> str:
 
 def gpu_lacks(optimizer: str, device: str) -> str | None:
     return cuda.problem() if device == "cuda" else None
+
+
+def text_lacks(texts: ByHand) -> Callable[[str, str], str | None]:
+    """What there is to say of an optimizer that nobody has written by hand."""
+
+    def lacks(optimizer: str, device: str) -> str | None:
+        if optimizer not in texts:
+            return f"written for {', '.join(texts)} alone"
+        return gpu_lacks(optimizer, device)
+
+    return lacks
 
 
 def numba_lacks(optimizer: str, device: str) -> str | None:
@@ -66,7 +78,7 @@ def fused(backend: str | None = None) -> Build:
     """fusedopt's own step, with that value of `FUSEDOPT_BACKEND`, or with the one that there is."""
 
     def build(name: str, weights: list[Array], gradients: list[Array], device: str) -> Peer:
-        cls, options = OPTIMIZERS[name]
+        cls, options = optimizer_named(name)
         xp = module_of(device)
         with chosen(backend):
             parameters = [fusedopt.Parameter(xp.array(array)) for array in weights]
@@ -109,21 +121,34 @@ class UnfusedRule:
 
     def __init__(self, rule: Rule, parameters: Sequence[Any], gradients: Sequence[Any]) -> None:
         self.p, self.g, self.t = list(parameters), list(gradients), 0
-        self.states = [dict.fromkeys(rule.kept_states, 0 * p) for p in parameters]
-        self._rule = rule.in_float64()
+        initial = {state.name: rule.initial(state) for state in rule.states()}
+        self.states = [{name: 0 * p + np.float32(value) for name, value in initial.items()} for p in parameters]
+        self.scalar_state = {name: np.float64(value) for name, value in rule.scalar_state.items()}
+        self._rule = rule
 
     def step(self) -> None:
         self.t += 1
-        scalars = vars(self._rule.scalars(np.float64(self.t), Values()))
-        constants = Values(**{name: np.float32(value) for name, value in scalars.items()})
+        before = dict(self.scalar_state)
         for i, g in enumerate(self.g):
-            self.p[i], new = self._rule.update(self.p[i], g, Values(**self.states[i]), constants)
+            s = Values(**self.states[i])
+            g, c, after = given(self._rule, self.t, before, self.p[i], g, s, _total, _row_means)
+            self.scalar_state |= after
+            self.p[i], new = self._rule.update(self.p[i], g, s, c)
             self.states[i] = vars(new)
 
 
-UNFUSED: ByHand = {
-    name: functools.partial(UnfusedRule, cls.rule(**options)) for name, (cls, options) in OPTIMIZERS.items()
-}
+def _total(elements: Any) -> np.float64:
+    return np.float64(elements.sum(dtype=np.float64))
+
+
+def _row_means(elements: Any) -> Any:
+    return elements.mean(axis=tuple(range(1, elements.ndim)), keepdims=True)
+
+
+def unfused(name: str, weights: list[Array], gradients: list[Array], device: str) -> Peer:
+    """Any rule, `UnfusedRule`."""
+    cls, options = optimizer_named(name)
+    return by_hand({name: functools.partial(UnfusedRule, cls.rule(**options))})(name, weights, gradients, device)
 
 
 class ElementwiseSGD:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import os
 import shutil
 import sys
+import types
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 
 from fusedopt.backends import cuda
 from fusedopt.backends.threads import thread_count
-from fusedopt.cli.bench.peers_way import OPTIMIZERS, Array, Peer
+from fusedopt.cli.bench.peers_way import OPTIMIZERS, Array, Peer, optimizer_named
 
 # torch.compile unrolls the step: 300 tensors took 80 s on two cores, and ten thousand would take an hour.
 MOST_COMPILED = 1_000
@@ -47,6 +49,7 @@ class TorchOptimizers:
         module: Where the classes are.
         classes: What is not there, the library lacks.
         stepping: Makes a step of an optimizer.
+        others: What the module's other optimizers are told, which have the names of fusedopt's; None: there are none.
         tools: Which tool or module it lacks on a device beyond torch and a GPU, in one line.
     """
 
@@ -54,10 +57,11 @@ class TorchOptimizers:
     classes: Mapping[str, tuple[str, Mapping[str, Any]]]
     stepping: Callable[[Any], Callable[[], object]] = plain_step
     tools: Callable[[str], str | None] = no_tools
+    others: Mapping[str, Any] | None = None
 
     def lacks(self, optimizer: str, device: str) -> str | None:
-        if optimizer not in self.classes:
-            return f"{self.module} has no {OPTIMIZERS[optimizer][0].__name__} of this kind"
+        if optimizer not in self.classes and self._other(optimizer) is None:
+            return f"{self.module} has no {optimizer_named(optimizer)[0].__name__} of this kind"
         if device == "cuda" and not torch_module().cuda.is_available():
             return "torch finds no GPU here: python -m fusedopt doctor says what is missing"
         return self.tools(device)
@@ -67,8 +71,7 @@ class TorchOptimizers:
         parameters = [torch.nn.Parameter(torch.tensor(array, device=device)) for array in weights]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = torch.tensor(gradient, device=device)
-        title, told = self.classes[name]
-        optimizer = getattr(importlib.import_module(self.module), title)(parameters, **OPTIMIZERS[name][1], **told)
+        optimizer = self._made(name, parameters)
         return Peer(
             self.stepping(optimizer),
             parameters=lambda: [np.array(p.detach().cpu().numpy()) for p in parameters],
@@ -76,6 +79,29 @@ class TorchOptimizers:
             library="torch",
             scale_gradients=lambda factor: [p.grad.mul_(factor) for p in parameters],
         )
+
+    def _made(self, name: str, parameters: list[Any]) -> Any:
+        if name in self.classes:
+            title, told = self.classes[name]
+            return getattr(importlib.import_module(self.module), title)(parameters, **OPTIMIZERS[name][1], **told)
+        make, told = self._other(name) or (None, {})
+        assert make is not None, "`lacks` says so"
+        return make(parameters, **told)
+
+    def _other(self, name: str) -> tuple[Any, Mapping[str, Any]] | None:
+        """The class of an optimizer beyond `classes`, and what it is told; None where the module has none such."""
+        if self.others is None:
+            return None
+        rule = optimizer_named(name)[0].rule
+        module = importlib.import_module(self.module)
+        make = getattr(module, rule.__name__, None)
+        if module.__name__ == "fusedopt.torch" and (make is None or make.rule is not rule):
+            return types.new_class(rule.__name__, (module.Optimizer,), {"rule": rule}), {}
+        known = {} if make is None else inspect.signature(make).parameters
+        if make is None or any(value and key not in known for key, value in self.others.items()):
+            return None
+        ours = {key: value for key, value in rule().shown().items() if key in known}  # torch's default may be another
+        return make, ours | {key: value for key, value in self.others.items() if key in known}
 
 
 def all_named(form: str = "{}", **told: Any) -> dict[str, tuple[str, Mapping[str, Any]]]:
@@ -166,11 +192,13 @@ def stored_bytes(*things: Any) -> int:
     return sum(storages.values())
 
 
-OURS = TorchOptimizers("fusedopt.torch", all_named(), tools=fusedopt_tools)
-FOR_LOOP = TorchOptimizers("torch.optim", all_named(foreach=False, fused=False))
-FOREACH = TorchOptimizers("torch.optim", all_named(foreach=True))
-FUSED = TorchOptimizers("torch.optim", all_named(fused=True))
-COMPILED = TorchOptimizers("torch.optim", all_named(), compiled_step, compiler_tools)
+OURS = TorchOptimizers("fusedopt.torch", all_named(), tools=fusedopt_tools, others={})
+FOR_LOOP = TorchOptimizers(
+    "torch.optim", all_named(foreach=False, fused=False), others={"foreach": False, "fused": False}
+)
+FOREACH = TorchOptimizers("torch.optim", all_named(foreach=True), others={"foreach": True})
+FUSED = TorchOptimizers("torch.optim", all_named(fused=True), others={"fused": True})
+COMPILED = TorchOptimizers("torch.optim", all_named(), compiled_step, compiler_tools, others={})
 APEX = TorchOptimizers("apex.optimizers", {"sgd": ("FusedSGD", {}), **adam_by("FusedAdam", "adam_w_mode")})
 BITSANDBYTES = TorchOptimizers("bitsandbytes.optim", all_named("{}8bit"))
 TORCHAO_CLASSES = {name: it for name, it in all_named("{}8bit").items() if name != "sgd"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import types
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import fusedopt
+from fusedopt.cli.rule_named import rule_named
 
 Array = np.ndarray[Any, Any]
 
@@ -21,6 +23,23 @@ OPTIMIZERS: dict[str, tuple[type[fusedopt.Optimizer], dict[str, Any]]] = {
     "adam": (fusedopt.Adam, {"lr": 1e-3}),
     "adamw": (fusedopt.AdamW, {"lr": 1e-3, "weight_decay": 1e-2}),
 }
+
+
+@functools.cache
+def optimizer_named(name: str) -> tuple[type[fusedopt.Optimizer], dict[str, Any]]:
+    """The class and its options: one of `OPTIMIZERS`; any rule of fusedopt's, in any case, with its defaults; or one of
+    the user's own, as `rule_named` takes it.
+
+    Raises:
+        ValueError, ImportError, OSError: There is none of that name.
+    """
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    rule = rule_named(name)
+    if rule.__module__.startswith("fusedopt.rules."):
+        return getattr(fusedopt, rule.__name__), {}
+    return types.new_class(rule.__name__, (fusedopt.Optimizer,), {"rule": rule}), {}
+
 
 BUILD_APEX = "build github.com/NVIDIA/apex with its CUDA extensions"
 # How to get a module that `pip install <its name>` does not give.

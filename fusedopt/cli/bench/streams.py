@@ -67,12 +67,12 @@ def streams(machine: Machine, parameters: int, states: int) -> list[Stream]:
 
 def resident_bytes(parameters: int, states: int) -> int:
     """Memory that the streams need."""
-    return 4 * min(parameters, MOST_ELEMENTS) * (2 + states)
+    return 4 * min(parameters, MOST_ELEMENTS) * max(3, 2 + states)
 
 
 def _on_cpu(elements: int, loads: int) -> list[tuple[str, str, Step]]:
     some = np.random.default_rng(0).standard_normal(min(elements, 2**22), np.float32)
-    arrays = [np.resize(some, elements) for _ in range(loads)]
+    arrays = [np.resize(some, elements) for _ in range(max(3, loads))]  # triad has three
     functions: list[tuple[str, str, Callable[..., object], int]] = [
         (COPY, "NumPy", np.copyto, 2),
         (TRIAD, "NumPy", _add, 3),
@@ -112,26 +112,21 @@ def _in_pieces(function: Callable[..., object], arrays: Sequence[Array], count: 
 def _compiled(loads: int) -> Callable[..., object]:
     """The mix as a loop of machine code that lets go of the interpreter: the last array is added to the others."""
     numba: Any = importlib.import_module("numba")
-    compiled: Callable[..., object] = numba.njit(nogil=True)({3: _add_to_two, 4: _add_to_three}[loads])
+    others = [f"a{number}" for number in range(loads - 1)]
+    lines = [
+        f"def mix({', '.join(others)}, y):",
+        "    for i in range(len(y)):",
+        *(f"        {a}[i] += y[i]" for a in others),
+    ]
+    names: dict[str, Any] = {}
+    exec("\n".join(lines), names)
+    compiled: Callable[..., object] = numba.njit(nogil=True)(names["mix"])
     compiled(*(np.ones(8, np.float32) for _ in range(loads)))
     return compiled
 
 
-def _add_to_two(a: Array, b: Array, y: Array) -> None:
-    for i in range(len(y)):
-        a[i] += y[i]
-        b[i] += y[i]
-
-
-def _add_to_three(a: Array, b: Array, c: Array, y: Array) -> None:
-    for i in range(len(y)):
-        a[i] += y[i]
-        b[i] += y[i]
-        c[i] += y[i]
-
-
 def _on_gpu(gpu: Gpu, elements: int, loads: int) -> list[tuple[str, str, Step]]:
-    arrays = [gpu.noise(elements) for _ in range(loads)]
+    arrays = [gpu.noise(elements) for _ in range(max(3, loads))]  # triad has three
     accesses = elements // 4
     made: list[tuple[str, str, Step]] = [(COPY, "CuPy", lambda: gpu.copy(arrays[1], arrays[0]))]
     for kind, count in ((COPY, 2), (TRIAD, 3), (MIX, loads)):

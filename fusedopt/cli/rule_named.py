@@ -1,0 +1,91 @@
+"""A rule as the command line names it, one of a user's own too, and its hyperparameters as options."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fusedopt import rules
+from fusedopt.rules.rule import is_flag
+
+
+def _rules_in(module: ModuleType) -> dict[str, type[rules.Rule]]:
+    found = {name: getattr(thing, "rule", thing) for name, thing in vars(module).items()}  # an Optimizer has its rule
+    return {
+        name: rule
+        for name, rule in found.items()
+        if isinstance(rule, type) and issubclass(rule, rules.Rule) and rule is not rules.Rule
+    }
+
+
+OURS = {name.lower(): rule for name, rule in _rules_in(rules).items()}
+
+
+def rule_named(text: str) -> type[rules.Rule]:
+    """The rule class `adam` (any case), `module:Class` or `path/to/file.py:Class`; an optimizer stands for its rule.
+
+    Raises:
+        ValueError: There is none of that name.
+        ImportError, OSError: The module or the file cannot be read.
+    """
+    place, colon, name = text.rpartition(":")
+    if not colon:
+        place, name, known = "fusedopt.rules", text.lower(), OURS
+    else:
+        known = _rules_in(_module(place))
+    if name in known:
+        return known[name]
+    lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    hint = f"did you mean {lower[near[0]]!r}?" if near else f"there are {', '.join(known) or 'none'}."
+    raise ValueError(f"{place} has no rule {name!r}; {hint} One of your own is module:Class or path/to/file.py:Class.")
+
+
+def _module(place: str) -> ModuleType:
+    path = Path(place)
+    sys.path.insert(0, str(path.parent.resolve()))  # as `python file.py` and `python -m module` do
+    if path.suffix != ".py":
+        return importlib.import_module(place)
+    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    assert spec is not None, "a path that ends in .py has a loader"
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def add_options(parser: argparse.ArgumentParser, cls: type[rules.Rule], names: Iterable[str]) -> None:
+    """An option for each of these hyperparameters."""
+    for name in names:
+        field = cls.options()[name]
+        option, doc = f"--{name.replace('_', '-')}", field.metadata["doc"].replace("%", "%%")
+        told: dict[str, Any] = {"dest": f"rule.{name}", "help": doc}
+        if isinstance(field.default, bool):
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, **told)
+        elif is_flag(field):
+            parser.add_argument(option, metavar="CHOICE", type=_choice(field.metadata["choices"]), **told)
+        elif isinstance(field.default, tuple):
+            parser.add_argument(option, type=float, nargs=len(field.default), metavar="NUMBER", **told)
+        else:
+            parser.add_argument(option, type=float, metavar="NUMBER", **told)
+
+
+def _choice(choices: tuple[Any, ...]) -> Any:
+    def choice(text: str) -> Any:
+        """One of the choices by its name; an unknown one is the rule's to refuse."""
+        return next((each for each in choices if str(each) == text), text)
+
+    return choice
+
+
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those of `add_options` that were given."""
+    values = {name: value for name, value in vars(arguments).items() if name.startswith("rule.") and value is not None}
+    return {name.removeprefix("rule."): value for name, value in values.items()}

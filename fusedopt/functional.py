@@ -1,0 +1,17 @@
+"""Each rule as a pure call on arrays: `p, *states = functional.adam(p, g, *states, step=t, lr=1e-3)`.
+
+A function for each rule of `fusedopt.rules`, by its name in lower case, and `apply` for a rule of one's own.
+"""
+
+from fusedopt.optimizers import RULES
+from fusedopt.rule_functions import function_name, function_of
+from fusedopt.single_step import apply, result_type
+
+_FUNCTIONS = {function_name(rule): function_of(rule, __name__) for rule in RULES.values()}
+_RESULTS = {result_type(rule).__name__: result_type(rule) for rule in RULES.values()}
+for _result in _RESULTS.values():
+    _result.__module__ = __name__  # where pickle finds it
+
+globals().update(_FUNCTIONS | _RESULTS)
+
+__all__ = ["apply", *_FUNCTIONS, *_RESULTS]

@@ -1,0 +1,40 @@
+"""What a step of a traced rule moves: the arrays that it reads and writes, and their bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fusedopt.tracing import INPUT, Traced
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Names of the arrays of a step: `p`, `g` and the states.
+
+    Attributes:
+        read: Those that some result is made of; those that a stage reads before the update are there once more.
+        written: Those that get another value. The gradient is none of them.
+    """
+
+    read: tuple[str, ...]
+    written: tuple[str, ...]
+
+    def bytes(self, itemsize: int = 4) -> int:
+        """Moved for each parameter, where all arrays have elements of so many bytes."""
+        return itemsize * (len(self.read) + len(self.written))
+
+
+def traffic(traced: Traced) -> Traffic:
+    """Of one step, after the first."""
+    statements = traced.body.statements
+    names = {number: s.value.removeprefix("s.") for number, s in enumerate(statements) if s.operation == INPUT}
+    results = {name: number for name, number in traced.body.results.items() if name != "g"}
+    written = {name: number for name, number in results.items() if names.get(number) != name}
+    needed = set(written.values())
+    for number in reversed(range(len(statements))):
+        if number in needed:
+            needed |= set(statements[number].operands)
+    arrays = ("p", "g", *traced.states)
+    read = {names[number] for number in needed if number in names}
+    summed = [a for stage in traced.stages for a in arrays if {a, f"s.{a}"} & stage.body.inputs]
+    return Traffic((*summed, *(a for a in arrays if a in read)), tuple(a for a in arrays if a in written))
