@@ -44,7 +44,7 @@ def row(rule: type[Rule]) -> tuple[str, ...]:
         _states(rule),
         _by_variant(moved),
         _by_variant(kept),
-        _by_variant({name: 1 + len(variant.stages) for name, variant in variants.items()}),
+        str(max(1 + len(variant.stages) for variant in variants.values())),
         _source(rule),
     )
 

@@ -63,7 +63,8 @@ def row_means(segments: Array, length: int, real: type) -> Array:
     sums = np.zeros(len(segments))
     for column in segments.T:
         sums += column
-    return (sums / length).astype(real)
+    means: Array = (sums / length).astype(real)
+    return means
 
 
 def whole_sum(elements: Array) -> np.float64:
@@ -77,7 +78,8 @@ def spread_means(elements: Array) -> Array:
         return elements
     rows = elements.reshape(len(elements), -1)
     means = row_means(segment_sums(rows), rows.shape[1], elements.dtype.type)
-    return np.broadcast_to(means[:, None], rows.shape).reshape(elements.shape)
+    spread: Array = np.broadcast_to(means[:, None], rows.shape).reshape(elements.shape)
+    return spread
 
 
 class Pass:

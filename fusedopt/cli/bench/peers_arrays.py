@@ -137,7 +137,7 @@ class UnfusedRule:
             self.states[i] = vars(new)
 
 
-def _total(elements: Any) -> np.float64:
+def _total(elements: Any) -> Any:
     return np.float64(elements.sum(dtype=np.float64))
 
 
