@@ -150,6 +150,7 @@ def _masks(traced: Traced) -> list[str]:
     return [
         *lines,
         f"  static constexpr int terms = {len(traced.terms)};  // {', '.join(traced.terms)}",
+        f"  static constexpr int streams = {len(read)};",
         f"  static constexpr int first = {len(traced.found)};  // the place of their results",
         f"  static constexpr bool rows = {str(traced.stage.over == ROW).lower()};",
     ]

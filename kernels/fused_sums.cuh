@@ -8,9 +8,25 @@ template <class Stage> struct Columns {
   static constexpr unsigned WIDTH = Elements<Stage>::WIDTH;
   real sums[Stage::terms][4] = {};
 
+  // Tiles whose loads are under way together: 64 bytes a thread, so 64 KB a multiprocessor, which is what an H200 needs.
+  static constexpr unsigned TILES = WIDTH < 4 || Stage::streams > 2 ? 1 : 4 / Stage::streams;
+
   __device__ void add(const Shared& shared, unsigned long long first, unsigned count, bool aligned) {
-    const auto& constants = *reinterpret_cast<const typename Stage::Constants*>(shared.constants);
-    for (unsigned i = 4 * (threadIdx.x % 32); i < count; i += 128) {
+    unsigned i = 4 * (threadIdx.x % 32);
+    if constexpr (TILES > 1) {
+#pragma unroll 1
+      for (; aligned && i + 128 * (TILES - 1) + WIDTH <= count; i += 128 * TILES) {
+        Elements<Stage> tiles[TILES] = {};
+#pragma unroll
+        for (unsigned tile = 0; tile < TILES; tile++)
+          Streams<Stage>(shared.span, first + i + 128 * tile).load(tiles[tile]);
+#pragma unroll
+        for (unsigned tile = 0; tile < TILES; tile++)
+          add_terms(shared, tiles[tile], first + i + 128 * tile, 0, WIDTH);
+      }
+    }
+#pragma unroll 1
+    for (; i < count; i += 128) {
 #pragma unroll
       for (unsigned part = 0; part < 4; part += WIDTH) {
         if (i + part >= count) continue;
@@ -18,16 +34,22 @@ template <class Stage> struct Columns {
         Elements<Stage> elements = {};
         const Streams<Stage> from(shared.span, first + i + part);
         aligned && lanes == WIDTH ? from.load(elements) : from.load(elements, lanes);
-        elements.load_means(shared.sums.reduced, first + i + part, lanes);
-#pragma unroll
-        for (unsigned lane = 0; lane < WIDTH; lane++) {
-          if (lane >= lanes) continue;
-          real terms[Stage::terms];
-          elements.terms(constants, lane, terms);
-#pragma unroll
-          for (int k = 0; k < Stage::terms; k++) sums[k][part + lane] += terms[k];
-        }
+        add_terms(shared, elements, first + i + part, part, lanes);
       }
+    }
+  }
+
+  __device__ void add_terms(const Shared& shared, Elements<Stage>& elements, unsigned long long first, unsigned part,
+                            unsigned lanes) {
+    const auto& constants = *reinterpret_cast<const typename Stage::Constants*>(shared.constants);
+    elements.load_means(shared.sums.reduced, first, lanes);
+#pragma unroll
+    for (unsigned lane = 0; lane < WIDTH; lane++) {
+      if (lane >= lanes) continue;
+      real terms[Stage::terms];
+      elements.terms(constants, lane, terms);
+#pragma unroll
+      for (int k = 0; k < Stage::terms; k++) sums[k][part + lane] += terms[k];
     }
   }
 

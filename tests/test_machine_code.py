@@ -101,7 +101,8 @@ def test_one_wide_access_a_stream_and_nothing_in_local_memory(rule, architecture
 def test_stages_read_what_they_sum_at_once_and_store_sums_alone(rule, streams, architecture):
     code = compiled([rule], ["float32"], architecture, kernel="fused_sums")
     assert_lean(code)
-    assert code.memory["LDG.128"] == streams, code.memory
+    together = {1: 4, 2: 2, 4: 1}[streams]  # tiles; and one more alone, where these are too many
+    assert code.memory["LDG.128"] == streams * (together + (together > 1)), code.memory
     assert code.count("STG") == len(rule.stages[0].names), code.memory
     assert_lean(compiled([rule], ["float32", "bfloat16"], architecture))
 

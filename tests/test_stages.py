@@ -11,7 +11,7 @@ from devices import DEVICES, NUMBA
 from fusedopt import rules
 from fusedopt.backends import jobs, sums
 from fusedopt.layout import SEGMENT
-from fusedopt.tracing import TracingError, trace
+from fusedopt.tracing import trace
 
 every_device = pytest.mark.parametrize("device", [*DEVICES, NUMBA], indirect=True)
 SHAPES = ((3, 5), (0,), (4097,), (2, 4099), (0, 7), (40, 2, 3), (), (1,), (17,), (70_000,), (5, 1))
@@ -314,12 +314,13 @@ def test_a_rule_of_ones_own_has_reductions(device):
         ),
         ({"terms": lambda self, p, g, s, c: rules.Values(square=g > 0)}, r"^Mine\.terms returns a truth value"),
         ({"ratios": lambda self, r, c: rules.Values(size=r.cube)}, r"reads r\.cube; r has square"),
+        ({"ratios": lambda self, r, c: r.square}, r"^Mine\.ratios must return Values\(name=\.\.\.\), got Symbol"),
         ({"reductions": (rules.Reduction("square", when="no"),)}, r"'square' depends on 'no', no flag or switch"),
         ({"reductions": (rules.Reduction("clip_value"),)}, r"'clip_value', which is taken or no name"),
     ],
 )
 def test_mistakes_in_ones_own_are_named(methods, message):
-    with pytest.raises(TracingError, match=message):
+    with pytest.raises(TypeError, match=message):
         trace(own(**methods)())
 
 

@@ -248,7 +248,11 @@ class Rule:
             if GRADIENT_SQUARE in sums:  # of a norm of infinity 0, of NaN NaN, as torch.nn.utils.clip_grad_norm_
                 values.norm_scale = smaller(self.clip_norm / (np.sqrt(sums[GRADIENT_SQUARE]) + 1e-6), 1.0)
             if self._own_names and all(name in sums for name in self._own_names):
-                vars(values).update(vars(self.ratios(r, values)))
+                ratios = self.ratios(r, values)
+                if not isinstance(ratios, Values):
+                    name = type(self).__name__
+                    raise TypeError(f"{name}.ratios must return Values(name=...), got {type(ratios).__name__}.")
+                vars(values).update(vars(ratios))
         return values
 
     def unscaled(self, g: Any, c: Any) -> Any:
