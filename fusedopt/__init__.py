@@ -5,8 +5,21 @@ from fusedopt.backends import array_module
 from fusedopt.checkpoint import load, save
 from fusedopt.optimizer import Optimizer
 from fusedopt.optimizers import *  # noqa: F403  # one class for each rule of fusedopt.rules
-from fusedopt.optimizers import RULES
+from fusedopt.optimizers import PROCEDURES, RULES
 from fusedopt.parameter import Parameter
+from fusedopt.sparse_gradient import SparseGradient
 from fusedopt.version import __version__
 
-__all__ = ["Optimizer", "Parameter", "__version__", "array_module", "functional", "load", "save", "schedules", *RULES]
+__all__ = [
+    "Optimizer",
+    "Parameter",
+    "SparseGradient",
+    "__version__",
+    "array_module",
+    "functional",
+    "load",
+    "save",
+    "schedules",
+    *RULES,
+    *PROCEDURES,
+]

@@ -1,6 +1,7 @@
 """Each rule as a pure call on arrays: `p, *states = functional.adam(p, g, *states, step=t, lr=1e-3)`.
 
-A function for each rule of `fusedopt.rules`, by its name in lower case, and `apply` for a rule of one's own.
+A function for each rule of `fusedopt.rules`, by its name in lower case, and `apply` for a rule of one's own. Each call
+makes ready what an optimizer makes ready once, which is some 0.3 ms of Python: in a training loop, take an optimizer.
 """
 
 from fusedopt.optimizers import RULES

@@ -441,3 +441,28 @@ def sgd(
     maximize: bool = False,
     lr_in_momentum: bool = False,
 ) -> SGDStep: ...
+
+class LazyAdamStep(NamedTuple):
+    p: Any
+    exp_avg: Any
+    exp_avg_sq: Any
+
+def lazy_adam(
+    p: Any,
+    g: Any,
+    exp_avg: Any = None,
+    exp_avg_sq: Any = None,
+    *,
+    step: int,
+    in_place: bool = False,
+    lr: float = 0.001,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-08,
+    maximize: bool = False,
+    loss_scale: float = 1.0,
+    clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+) -> LazyAdamStep: ...

@@ -94,7 +94,7 @@ class Group(dict[str, Any]):
         steps = checked_step(new.pop(STEP)) if STEP in new else self.steps
         given = {key: value for key, value in new.items() if key in known}
         schedules = schedules_in(type(self.rule), given)
-        rule = scheduled_rule(self.rule, schedules, steps, given)
+        rule = scheduled_rule(self.rule, schedules, steps, given) if schedules else changed_rule(self.rule, given)
         self.rule = rule
         super().update({key: getattr(rule, key) if key in known else value for key, value in new.items()})
         self._changes.hyperparameters += 1

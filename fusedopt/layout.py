@@ -14,6 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from fusedopt.parameter import Parameter
     from fusedopt.rules.rule import Rule
+    from fusedopt.sparse_gradient import SparseGradient
 
 ALIGNMENT = 256  # bytes: every tensor starts at a multiple, the granularity of a CUDA allocation
 SEGMENT = 4096  # elements that are added up together, in 32 tiles of 128: what the kernel's loops go by
@@ -136,16 +137,21 @@ class Presence:
     """Which parameters of an arena have a gradient, and which are trained: all that a Parameter knows of its optimizer.
 
     Attributes:
-        present: A byte a parameter: whether it has a gradient.
+        present: A byte a parameter: whether it has a gradient in the flat buffer.
         trainable: A byte a parameter: whether it requires one.
+        rows: The gradients that are of some rows, by the parameter's index.
     """
 
     def __init__(self, count: int, changes: Changes) -> None:
         self.present, self.trainable, self._changes = bytearray(count), bytearray(count), changes
+        self.rows: dict[int, SparseGradient] = {}
 
-    def mark(self, index: int, present: bool) -> None:
-        """Note that a parameter has a gradient now, or none."""
+    def mark(self, index: int, present: bool, rows: SparseGradient | None = None) -> None:
+        """Note that a parameter has a gradient now, in the flat buffer or of some rows, or none."""
         self.present[index] = present
+        self.rows.pop(index, None)
+        if rows is not None:
+            self.rows[index] = rows
         self._changes.gradients += 1
 
     def train(self, index: int, trainable: bool) -> None:
@@ -156,6 +162,7 @@ class Presence:
     def clear(self) -> None:
         """Note that no parameter has a gradient."""
         self.present[:] = bytes(len(self.present))
+        self.rows.clear()
         self._changes.gradients += 1
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar, overload
 
 import numpy as np
@@ -13,15 +13,16 @@ import numpy as np
 from fusedopt import state_dict as _state_dict
 from fusedopt.backends import Backend, Plan, backend_of
 from fusedopt.groups import Group, check_norm, groups_of, of_group, scheduled_rule
-from fusedopt.layout import Arena, Changes, device_of, spans_of
-from fusedopt.parameter import Parameter
+from fusedopt.layout import Arena, ArenaSpan, Changes, device_of, spans_of
+from fusedopt.parameter import Parameter, check_takes_rows
 from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.scheduled import count_taken, follow
 from fusedopt.schedules.options import Function, check_lengths, schedules_in
+from fusedopt.sparse_gradient import SparseGradient
 from fusedopt.tracing import Traced, trace
 
 # Attributes that a copy makes anew: they hold buffers, or count what happened to them.
-_REBUILT = ("changes", "_seen", "_groups", "_arenas", "_backends", "_stepping", "_traced", "_plans")
+_REBUILT = ("changes", "_seen", "_groups", "_arenas", "_backends", "_stepping", "_traced", "_plans", "_history")
 
 Loss = TypeVar("Loss")
 Self = TypeVar("Self", bound="Optimizer")
@@ -73,6 +74,7 @@ class Optimizer:
     """
 
     rule: ClassVar[type[Rule]]
+    takes_rows: ClassVar[bool] = False  # whether a gradient may be a SparseGradient
 
     def __init_subclass__(cls, *, rule: type[Rule] | None = None, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -82,8 +84,9 @@ class Optimizer:
         cls.rule = rule
         options = inspect.signature(rule, eval_str=True)
         params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        own = [parameter for name, parameter in options.parameters.items() if name in rule.options()]
         cls.__signature__ = options.replace(  # type: ignore[attr-defined]  # read by help() and inspect
-            parameters=[params, *options.parameters.values()], return_annotation=inspect.Signature.empty
+            parameters=[params, *own], return_annotation=inspect.Signature.empty
         )
         if cls.__doc__ is None:
             lines = [f"    {name}: {field.metadata['doc']}." for name, field in rule.options().items() if field.init]
@@ -99,7 +102,7 @@ class Optimizer:
         fixed = {name: options.pop(name) for name in list(options) if not known[name].init}
         given = inspect.signature(self.rule).bind(*args, **options).arguments | fixed
         schedules = schedules_in(self.rule, given)
-        default = scheduled_rule(self.rule(), schedules, 0, given)
+        default = scheduled_rule(self.rule(), schedules, 0, self.rule.derived_options() | given)
         self.defaults: dict[str, Any] = default.shown() | schedules
         self._begin()
         self._add(groups_of(params))
@@ -132,7 +135,7 @@ class Optimizer:
         """Plan afresh at the next step."""
         self._seen = Changes(-1, -1)
         self._stepping: list[bytes] = []  # of each arena, as planned
-        self._traced: list[Traced] = []  # of each group, as planned
+        self._traced: list[Traced | None] = []  # of each group, as planned
 
     # --- groups and parameters
 
@@ -194,6 +197,8 @@ class Optimizer:
                         f"{parameter.described} belongs to another optimizer; delete that one first, or make a new "
                         f"Parameter of a copy of its data."
                     )
+                if isinstance(parameter.grad, SparseGradient):
+                    check_takes_rows(parameter.described, type(self).__name__, self.takes_rows)
                 taken.add(id(parameter))
             options = {key: value for key, value in entry.items() if key not in ("params", "param_names")}
             for key in options:
@@ -203,9 +208,20 @@ class Optimizer:
             with of_group(number):
                 schedules = schedules_in(self.rule, options)
                 rules.append((scheduled_rule(self.rule(), schedules, 0, options), schedules))
-            trace(rules[-1][0])
+            rule = rules[-1][0]
+            for parameter in entry["params"]:
+                rule.check_shape(parameter.described, parameter.shape)
+            self._variant(rule)
         check_lengths([*(group.schedules for group in self._groups), *(schedules for _, schedules in rules)])
         return rules
+
+    def _variant(self, rule: Rule) -> Traced | None:
+        """What a plan is made for; None where it is a procedure, which reads its rule at every step."""
+        return None if rule.procedure else trace(rule)
+
+    def _plan(self, backend: Backend, spans: Sequence[ArenaSpan]) -> Plan:
+        """Spans on one device made ready to be updated."""
+        return backend.plan(spans)
 
     def parameters(self) -> Iterator[Parameter]:
         """All parameters, group by group."""
@@ -266,19 +282,31 @@ class Optimizer:
         if found_inf is not None:
             _check_scalar("found_inf", found_inf, self._backends)
         value = self if closure is None else closure()  # which may write to both
-        grad_scale = None if grad_scale is None else _scalar(grad_scale)
-        found_inf = None if found_inf is None else _scalar(found_inf)
+        self._follow_schedules()
+        self._update(
+            None if grad_scale is None else _scalar(grad_scale), None if found_inf is None else _scalar(found_inf)
+        )
+        self._count_step()
+        return value
+
+    def _follow_schedules(self) -> None:
+        """Put the numbers of the coming step in force."""
         if self.changes.schedules:
             follow(self._groups)
-        if self.changes != self._seen:
-            self._replan()
-        for plan in self._plans:
-            plan.step(grad_scale, found_inf)
+
+    def _count_step(self) -> None:
+        """Note that a step was taken."""
         self.changes.steps += 1
         if self.changes.schedules:
             for group in self._groups:
                 group.note_step()
-        return value
+
+    def _update(self, grad_scale: Any, found_inf: Any) -> None:
+        """Take the step with the gradients that are there."""
+        if self.changes != self._seen:
+            self._replan()
+        for plan in self._plans:
+            plan.step(grad_scale, found_inf)
 
     def sync(self: Self) -> Self:
         """Wait for the device, and let schedules go on from the steps that were really taken.
@@ -294,19 +322,19 @@ class Optimizer:
         """Follow what changed since the last step: gradients that came or went, numbers, flags."""
         changes, seen, traced, stepping = self.changes, self._seen, self._traced, self._stepping
         if changes.hyperparameters != seen.hyperparameters:
-            traced = [trace(group.rule) for group in self._groups]
+            traced = [self._variant(group.rule) for group in self._groups]
         if changes.gradients != seen.gradients:
             stepping = [arena.presence.stepping for arena in self.arenas()]
         self._check_norms(stepping)
         if stepping != self._stepping or traced != self._traced:
-            spans: dict[str, list[Any]] = {}
+            spans: dict[str, list[ArenaSpan]] = {}
             before = [arena.cohorts.copy() for arena in self.arenas()]
             try:
                 for arena, row in zip(self.arenas(), stepping):
                     arena.begin(np.frombuffer(row, bool))
                     arena.part_cohorts(np.frombuffer(row, bool))
                     spans.setdefault(arena.memory.device, []).extend(spans_of(arena, np.frombuffer(row, bool)))
-                self._plans = [self._backends[device].plan(some) for device, some in spans.items() if some]
+                self._plans = [self._plan(self._backends[device], some) for device, some in spans.items() if some]
             except BaseException:  # no step was attempted
                 for arena, cohorts in zip(self.arenas(), before):
                     arena.cohorts[:] = cohorts

@@ -2,22 +2,34 @@
 
 import inspect
 import types
+from collections.abc import Mapping
 from typing import Any
 
-from fusedopt import rules
+from fusedopt import procedures, rules
 from fusedopt.optimizer import Optimizer
 
 _CLASSES = {name: value for name, value in vars(rules).items() if inspect.isclass(value)}
-RULES = {name: cls for name, cls in _CLASSES.items() if issubclass(cls, rules.Rule) and cls is not rules.Rule}
+_ALL = {name: cls for name, cls in _CLASSES.items() if issubclass(cls, rules.Rule) and cls is not rules.Rule}
+RULES = {name: rule for name, rule in _ALL.items() if not rule.procedure}
+PROCEDURES = {name: rule for name, rule in _ALL.items() if rule.procedure}
 
 
-def classes(base: Any, module: str) -> dict[str, Any]:
-    """A class for each rule by its name, derived from a base class of optimizers; the module is where they live."""
+def classes(base: Any, module: str, bases: Mapping[str, Any]) -> dict[str, Any]:
+    """A class for each rule by its name.
+
+    Args:
+        base: A base class of optimizers, which they are derived from.
+        module: Where they live.
+        bases: Of procedures, by name: what they are derived from instead.
+    """
     body = {"__module__": module}
-    keywords = {name: {"rule": rule} for name, rule in RULES.items()}
-    return {name: types.new_class(name, (base,), keywords[name], lambda it: it.update(body)) for name in RULES}
+    keywords = {name: {"rule": rule} for name, rule in _ALL.items()}
+    return {
+        name: types.new_class(name, (bases.get(name, base),), keywords[name], lambda it: it.update(body))
+        for name in _ALL
+    }
 
 
-globals().update(classes(Optimizer, __name__))
+globals().update(classes(Optimizer, __name__, procedures.BASES))
 
-__all__ = list(RULES)
+__all__ = list(_ALL)

@@ -6,6 +6,7 @@ from fusedopt.rules import Rule
 from fusedopt.schedules.options import NumberOrSchedule
 
 RULES: dict[str, type[Rule]]
+PROCEDURES: dict[str, type[Rule]]
 
 class Adadelta(Optimizer):
     def __init__(
@@ -175,6 +176,19 @@ class LARS(Optimizer):
         maximize: bool = False,
     ) -> None: ...
 
+class LBFGS(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: NumberOrSchedule = 1.0,
+        max_iter: int = 20,
+        max_eval: int | None = None,
+        tolerance_grad: NumberOrSchedule = 1e-07,
+        tolerance_change: NumberOrSchedule = 1e-09,
+        history_size: int = 100,
+        line_search_fn: str | None = None,
+    ) -> None: ...
+
 class Lion(Optimizer):
     def __init__(
         self,
@@ -204,6 +218,22 @@ class Momentum(Optimizer):
         clip_norm: NumberOrSchedule = 0.0,
         grad_centralization: bool = False,
         maximize: bool = False,
+    ) -> None: ...
+
+class Muon(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: NumberOrSchedule = 0.001,
+        weight_decay: NumberOrSchedule = 0.1,
+        momentum: NumberOrSchedule = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+        eps: NumberOrSchedule = 1e-07,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
+        *,
+        ns_dtype: str | None = None,
     ) -> None: ...
 
 class NAdam(Optimizer):
@@ -310,4 +340,36 @@ class SGD(Optimizer):
         grad_centralization: bool = False,
         maximize: bool = False,
         lr_in_momentum: bool = False,
+    ) -> None: ...
+
+class LazyAdam(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: NumberOrSchedule = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: NumberOrSchedule = 1e-08,
+        maximize: bool = False,
+        *,
+        loss_scale: NumberOrSchedule = 1.0,
+        clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
+        weight_decay: NumberOrSchedule = 0.0,
+        nesterov: bool = False,
+    ) -> None: ...
+
+class SparseAdam(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: NumberOrSchedule = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: NumberOrSchedule = 1e-08,
+        maximize: bool = False,
+        *,
+        loss_scale: NumberOrSchedule = 1.0,
+        clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
     ) -> None: ...

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fusedopt.layout import Presence, device_of, on_device_of
+from fusedopt.sparse_gradient import SparseGradient
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -64,26 +65,40 @@ class Parameter:
     def grad(self) -> Any:
         """The gradient, of `data`'s shape and dtype, or None. What is assigned is copied; `grad += x` works in place.
 
+        Some optimizers take a `fusedopt.SparseGradient`, of some rows.
+
         Raises (on assignment):
             ValueError: Another shape or device.
             TypeError: Another dtype, or no array.
         """
         if self._presence is not None and not self._presence.present[self._index]:
-            return None
+            return self._presence.rows.get(self._index)
         return self._grad
 
     @grad.setter
     def grad(self, value: Any) -> None:
+        if isinstance(value, SparseGradient):
+            self._take_rows(value)
+            return
         if value is not None and value is not self.grad:
             self._check_gradient(value)
             with on_device_of(self._data):
-                if self._grad is None:
+                if self._grad is None or isinstance(self._grad, SparseGradient):
                     self._grad = self._data.copy()  # an array even where the gradient is a NumPy scalar
                 self._grad[...] = value
         if self._presence is not None:
             self._presence.mark(self._index, value is not None)
         elif value is None:
             self._grad = None
+
+    def _take_rows(self, value: SparseGradient) -> None:
+        value.check(self.described, self._data)
+        if self.owner is not None:
+            check_takes_rows(self.described, type(self.owner).__name__, self.owner.takes_rows)
+        if self._presence is None:
+            self._grad = value.copy()
+        else:
+            self._presence.mark(self._index, False, value.copy())
 
     def _check_gradient(self, value: Any) -> None:
         data = self._data
@@ -153,12 +168,13 @@ class Parameter:
     def move_to(self, presence: Presence, index: int, data: Any, gradient: Any) -> None:
         """Copy values and gradient into an optimizer's buffers, and live there from now on. For optimizers."""
         had = self.grad
+        rows = had if isinstance(had, SparseGradient) else None
         data[...] = self._data
-        if had is not None:
+        if had is not None and rows is None:
             gradient[...] = had
         self._data, self._grad, self._presence, self._index = data, gradient, presence, index
         presence.train(index, self._requires_grad)
-        presence.mark(index, had is not None)
+        presence.mark(index, had is not None and rows is None, rows)
 
     def __repr__(self) -> str:
         name = f"name={self.name!r}, " if self.name else ""
@@ -172,3 +188,12 @@ class Parameter:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["data"], state["name"], state["requires_grad"])  # type: ignore[misc]  # a fresh parameter
         self._grad = state["grad"]
+
+
+def check_takes_rows(described: str, optimizer: str, takes_rows: bool) -> None:
+    """Raise TypeError where an optimizer is given a gradient of some rows that it has no use for."""
+    if not takes_rows:
+        raise TypeError(
+            f"{described} was given a SparseGradient, which {optimizer} does not take; give a dense gradient, or use "
+            f"SparseAdam or LazyAdam."
+        )

@@ -85,6 +85,9 @@ def apply(rule: Rule, p: Any, g: Any, *states: Any, step: int, in_place: bool = 
         got = f"the class {rule.__name__}; call it" if isinstance(rule, type) else repr(rule)
         raise TypeError(f"apply takes a rule with its hyperparameters, such as MyRule(lr=0.1), got {got}.")
     check_declaration(type(rule))
+    if rule.procedure:
+        name = type(rule).__name__
+        raise TypeError(f"apply: {name} is a procedure, whose step is no single update; use fusedopt.{name}.")
     return updated(rule, type(rule).__name__, p, g, _by_name(type(rule), states, named), step, in_place)
 
 

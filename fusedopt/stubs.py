@@ -31,7 +31,7 @@ def stub_text(package: str) -> str:
     lines = ["# Written by fusedopt.stubs from the rules.", "from typing import Any", ""]
     lines += [f"from torch import {tensor}", ""] if tensor else []
     lines += [*sorted([f"from {package}.optimizer import Optimizer", *IMPORTS]), ""]
-    lines += ["RULES: dict[str, type[Rule]]", ""]
+    lines += ["RULES: dict[str, type[Rule]]", "PROCEDURES: dict[str, type[Rule]]", ""]
     for name, cls in vars(module).items():
         if inspect.isclass(cls) and issubclass(cls, module.Optimizer) and cls is not module.Optimizer:
             lines += [f"class {name}(Optimizer):", "    def __init__(", "        self,", "        params: Any,"]

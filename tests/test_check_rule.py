@@ -24,7 +24,7 @@ def test_the_librarys_rules_pass(case):
     report = check_rule(case.optimizer, results=("ax",) if case.name == "ASGD" else (), without=WITHOUT_NUMBA)
     assert report.passed
     left = {check.name for check in report.checks if check.outcome == "skipped"}
-    assert left <= {"numba bits", "cuda bits", "schedule"}
+    assert left <= {"numba bits", "cuda bits"}
 
 
 def test_every_backend_that_is_here_is_compared(monkeypatch):
@@ -239,6 +239,8 @@ class Late(Good):
     """A state that a number keeps at rest for a long time, and one that is used from the sixth step on."""
 
     begin: float = hyperparameter(1e6, "[0, inf)", "the step after which the average begins")
+    adapt: bool = hyperparameter(False, "what counts without decay alone")
+    decay: float = hyperparameter(0.5, "[0, inf)", "decoupled decay")
     state = ("exp_avg", "late", "average")
 
     def scalars(self, step, a):
@@ -247,6 +249,7 @@ class Late(Good):
     def update(self, p, g, s, c):
         p, new = Good.update(self, p, g, s, c)
         p = np.where(c.late, p - 0.1 * s.late, p)
+        p = np.where(c.decay == 0, p - 1.0, p) if self.adapt else p
         return p, Values(late=0.5 * s.late + g, average=np.where(c.begun, p, s.average), **vars(new))
 
 
@@ -287,6 +290,11 @@ def test_what_is_meant_is_left_out_by_name_and_what_may_be_is_a_note():
 def test_a_wrong_call_is_an_error_and_no_mistake_of_the_rule(words, error, message):
     with pytest.raises(error, match="^" + re.escape(message)):
         check_rule(Good, raise_on_failure=False, **words)
+
+
+def test_a_procedure_is_no_rule_to_be_checked():
+    with pytest.raises(TypeError, match="check_rule: LBFGS is a procedure, and no rule that becomes one kernel"):
+        check_rule(fusedopt.LBFGS)
 
 
 def test_flags_that_go_only_with_some_numbers_are_combined_with_those():

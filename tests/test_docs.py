@@ -48,9 +48,11 @@ def test_every_block_of_the_page_on_custom_rules_runs(folder, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("20 bytes a float32 parameter: reads p, g, moments; writes p, moments; keeps 4; 1 la")
     assert "44 bytes a float32 parameter" in printed
-    close, closer = (float(line) for line in printed.splitlines() if re.fullmatch(r"[\d.e-]+", line))
+    close, momentum, closer = (float(line) for line in printed.splitlines() if re.fullmatch(r"[\d.e-]+", line))
     assert close < 1e-6
+    assert momentum == 0.89
     assert closer < 0.05
+    assert program["torch_optimizer"].param_groups[0]["lr"] == 1e-4
     assert program["report"].passed
     np.testing.assert_allclose(program["p"], 1 - 0.1 * (1 + 1.9), rtol=1e-6)
     assert len(commands) == 4

@@ -161,6 +161,7 @@ def test_a_state_starts_from_what_the_rule_says(device):
             TypeError,
             "apply: Lion has no state 'lr'; hyperparameters belong to the rule: apply(MyRule(lr=0.1), ...)",
         ),
+        (lambda: functional.apply(fusedopt.rules.Muon(), W, G, step=1), TypeError, "apply: Muon is a procedure, whose"),
         (lambda: functional.apply(fusedopt.rules.Lion(), W, G, G, G, step=1), TypeError, "apply: Lion has 1 states"),
         (
             lambda: functional.apply(fusedopt.rules.Lion(), W, G, G, exp_avg=G, step=1),

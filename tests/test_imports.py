@@ -16,9 +16,12 @@ PACKAGE = Path(fusedopt.__file__).parent
 # From the bottom up: a module imports from its own layer and from those below it.
 LAYERS = (
     ("version", "rules", "schedules"),
-    ("tracing", "traffic", "layout", "parameter", "plain"),
+    ("tracing", "traffic", "layout", "parameter", "sparse_gradient", "plain"),
     ("cuda_text", "compiler", "backends"),
-    ("groups", "scheduled", "state_dict", "optimizer", "checkpoint", "single_step", "rule_functions", "clipping"),
+    (
+        *("groups", "scheduled", "state_dict", "optimizer", "checkpoint", "single_step", "rule_functions", "clipping"),
+        "procedures",
+    ),
     ("optimizers", "functional", "__init__"),
     ("torch", "mindspore", "megengine", "testing", "stubs", "docs", "cli", "__main__"),
 )

@@ -44,7 +44,7 @@ def three_steps(case, options, dtype):
         both.replace_states(20 + 5 * step)
 
 
-@each_combination()
+@each_combination(own=True)
 def test_three_steps_on_extreme_values_are_the_plain_rules_to_the_bit(case, options):
     three_steps(case, options, "float32")
 

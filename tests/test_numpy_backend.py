@@ -27,6 +27,7 @@ from cases import (
     each_case,
     each_case_with,
     each_combination,
+    each_kind,
     extreme,
     ordinary,
 )
@@ -43,7 +44,7 @@ from random_rules import EXCHANGES, NUMBERS, Body, bodies, optimizer_of, scales,
 # --- bits
 
 
-@each_combination()
+@each_combination(own=True)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_three_steps_on_extreme_values_are_the_plain_rules_to_the_bit(case, options, dtype):
     both = Both(case.optimizer, (options, [extreme(size, dtype, 1) for size in SIZES]))
@@ -53,7 +54,7 @@ def test_three_steps_on_extreme_values_are_the_plain_rules_to_the_bit(case, opti
         both.replace_states(20 + 5 * step)
 
 
-@each_case
+@each_kind
 @pytest.mark.parametrize("size", [1, BLOCK, BLOCK + 1, 3 * BLOCK + 3])
 @pytest.mark.parametrize("threads", ["1", "2", "3"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -364,7 +365,7 @@ def test_halves_are_loaded_and_stored_once_each(case, options):
 # --- memory
 
 
-@each_case
+@each_kind
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_step_makes_no_temporary_of_the_parameters_size(case, dtype):
     size = 8 * 2**20

@@ -33,6 +33,12 @@ def test_every_block_of_the_page_on_torch_runs(monkeypatch, tmp_path):
     assert all(p.grad is None for p in program["released"])
 
 
+def test_every_block_of_the_page_on_optimizers_runs():
+    program = run_blocks((ROOT / "docs" / "optimizers.md").read_text())
+    assert abs(program["x"].data - 1).max() < 1e-6, "Rosenbrock's function is lowest at (1, 1)"
+    assert program["table"].grad is None
+
+
 def test_every_block_of_the_page_on_schedules_runs(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "schedules.md").read_text()

@@ -215,13 +215,23 @@ def test_the_number_that_was_saved_is_not_taken_where_a_schedule_is():
 
 
 def test_a_copy_follows_what_the_group_follows_and_not_the_default():
-    optimizer = train(CPU, Adam(parameters(CPU), lr=halves), 2)
+    optimizer = train(CPU, SGD(parameters(CPU), lr=halves), 2)
     optimizer.param_groups[0]["lr"] = 0.75
     for resumed in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
         train(CPU, resumed, 1)
         assert resumed.param_groups[0]["lr"] == 0.75
         resumed.param_groups[0]["lr"] = halves
         assert resumed.param_groups[0]["schedule_step"] == 3
+
+
+def test_a_state_dict_need_not_have_what_a_schedule_says():
+    optimizer = train(CPU, Adam(parameters(CPU), lr=halves), 3)
+    state_dict = optimizer.state_dict()
+    del state_dict["param_groups"][0]["lr"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.load_state_dict(state_dict)
+    assert optimizer.param_groups[0]["lr"] == halves(2)
 
 
 def test_without_a_saved_step_the_parameters_say_it_or_a_warning():

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fusedopt
-from cases import CASES, DTYPES, each_case
+from cases import CASES, DTYPES, each_kind
 from fusedopt import SGD, Adam, AdamW, Optimizer, Parameter
 
 SHAPES = [(2, 3), (), (0, 4), (17,)]
@@ -250,7 +250,7 @@ fusedopt.save(path, {"data": [host(p.data) for p in parameters], "optimizer": op
 """
 
 
-@each_case
+@each_kind
 def test_a_run_resumed_in_a_new_process_is_the_same_run(device, case, tmp_path):
     kind, options = case.optimizer, case.main
     parameters, optimizer = trained(device, kind, options)

@@ -298,7 +298,7 @@ def test_a_rule_is_traced_once_for_its_flags_and_not_for_its_numbers():
     assert len({id(trace(rule)) for rule in different}) == 5
 
 
-@each_combination()
+@each_combination(own=True)
 def test_a_trace_says_what_it_reads_and_returns(case, options):
     rule = case.rule(**options)
     traced = trace(rule)

@@ -112,6 +112,13 @@ def array_module() -> ModuleType:
     return np
 
 
+def module_of(array: Any) -> ModuleType:
+    """The array module that an array belongs to: cupy, or numpy."""
+    from fusedopt.backends import cuda
+
+    return cuda.module() if type(array).__module__.partition(".")[0] == "cupy" else np
+
+
 def backend_of(array: Any) -> Backend:
     """The backend that an array's type belongs to.
 

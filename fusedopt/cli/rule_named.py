@@ -24,23 +24,30 @@ def _rules_in(module: ModuleType) -> dict[str, type[rules.Rule]]:
     }
 
 
-OURS = {name.lower(): rule for name, rule in _rules_in(rules).items()}
+_NAMED = {name.lower(): rule for name, rule in _rules_in(rules).items()}
+OURS = {name: rule for name, rule in _NAMED.items() if not rule.procedure}
 
 
 def rule_named(text: str) -> type[rules.Rule]:
     """The rule class `adam` (any case), `module:Class` or `path/to/file.py:Class`; an optimizer stands for its rule.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: There is none of that name, or it is a procedure.
         ImportError, OSError: The module or the file cannot be read.
     """
     place, colon, name = text.rpartition(":")
     if not colon:
-        place, name, known = "fusedopt.rules", text.lower(), OURS
+        place, name, known = "fusedopt.rules", text.lower(), _NAMED
     else:
         known = _rules_in(_module(place))
     if name in known:
-        return known[name]
+        rule = known[name]
+        if rule.procedure:
+            raise ValueError(
+                f"{rule.__name__} is a procedure: its step is a series of array operations, and no single kernel; the "
+                f"rules with one are {', '.join(OURS)}."
+            )
+        return rule
     lower = {each.lower(): each for each in known}
     near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
     hint = f"did you mean {lower[near[0]]!r}?" if near else f"there are {', '.join(known) or 'none'}."

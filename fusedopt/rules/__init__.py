@@ -16,8 +16,10 @@ from fusedopt.rules.asgd import ASGD as ASGD
 from fusedopt.rules.ftrl import FTRL as FTRL
 from fusedopt.rules.lamb import LAMB as LAMB
 from fusedopt.rules.lars import LARS as LARS
+from fusedopt.rules.lbfgs import LBFGS as LBFGS
 from fusedopt.rules.lion import Lion as Lion
 from fusedopt.rules.momentum import Momentum as Momentum
+from fusedopt.rules.muon import Muon as Muon
 from fusedopt.rules.nadam import NAdam as NAdam
 from fusedopt.rules.proximal_adagrad import ProximalAdagrad as ProximalAdagrad
 from fusedopt.rules.radam import RAdam as RAdam
@@ -28,4 +30,6 @@ from fusedopt.rules.rule import State as State
 from fusedopt.rules.rule import Values as Values
 from fusedopt.rules.rule import hyperparameter as hyperparameter
 from fusedopt.rules.sgd import SGD as SGD
+from fusedopt.rules.sparse_adam import LazyAdam as LazyAdam
+from fusedopt.rules.sparse_adam import SparseAdam as SparseAdam
 from fusedopt.rules.stages import Reduction as Reduction

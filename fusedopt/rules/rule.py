@@ -61,6 +61,7 @@ def hyperparameter(
     fixed: bool = False,
     common: bool = False,
     choices: tuple[Any, ...] = (),
+    whole: bool = False,
 ) -> Any:
     """Declare one hyperparameter of a rule: the only place where its default, range and meaning are written.
 
@@ -75,6 +76,7 @@ def hyperparameter(
         fixed: It cannot be given at all: the rule is defined by this value.
         common: Param groups show it where it was given: what every rule has, and what torch's class lacks.
         choices: All values that it may have, such as `(None, "strong_wolfe")`: a flag of more than two.
+        whole: The number is an int. Where its default is None, it may be None, for procedures alone.
     """
     if isinstance(default, bool) and isinstance(interval, str) and interval:
         interval, doc = "", doc or interval
@@ -84,6 +86,7 @@ def hyperparameter(
         "switch": switch,
         "common": common,
         "choices": choices,
+        "whole": whole,
     }
     return dataclasses.field(default=default, init=not fixed, kw_only=kw_only, metadata=metadata)
 
@@ -141,7 +144,9 @@ class Rule:
         reductions: What is summed over each tensor before the update, as `Reduction(name)`.
         step_key: The counter's key in state dicts. None: the counter is not in them; it is the age of the state, which
             starts from the gradient, so `step == 1` means that the state arrays hold nothing yet.
-        eager_state: Whether the state is made with the optimizer, not at each parameter's first step.
+        eager_state: Whether the state is made with the optimizer, not at each parameter's first step. (In torch, that
+            of param groups that are added later is not.)
+        procedure: Whether steps are more than `update` over all elements, and so have no single kernel.
     """
 
     state: ClassVar[tuple[str | State, ...]] = ()
@@ -149,6 +154,7 @@ class Rule:
     step_key: ClassVar[str | None] = "step"
     reductions: ClassVar[tuple[Reduction, ...]] = ()
     eager_state: ClassVar[bool] = False
+    procedure: ClassVar[bool] = False
 
     # What every rule has: how the gradient is prepared before `update` has it.
     loss_scale: float = hyperparameter(
@@ -225,6 +231,9 @@ class Rule:
 
     def check(self) -> None:
         """Raise ValueError where hyperparameters do not fit together; each one's own range is checked before."""
+
+    def check_shape(self, described: str, shape: tuple[int, ...]) -> None:
+        """Raise ValueError where the rule cannot train a parameter of this shape, which messages call `described`."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -309,6 +318,11 @@ class Rule:
     def initial(self, state: State) -> float:
         """What a state's elements are at first."""
         return float(getattr(self, state.initial)) if isinstance(state.initial, str) else state.initial
+
+    @classmethod
+    def derived_options(cls) -> dict[str, None]:
+        """The options that follow from others where they are not given, each of which is None until then."""
+        return {name: None for name, field in cls.options().items() if field.default is None}
 
     @classmethod
     def common_defaults(cls) -> dict[str, Any]:
@@ -446,7 +460,10 @@ def _checked(rule: str, field: dataclasses.Field[Any], value: Any) -> Any:
             raise TypeError(f"{rule}: {field.name} is a flag, True or False, got {value!r}.")
         return bool(value)
     if not isinstance(default, tuple):
-        return _checked_number(f"{rule}: {field.name}", field.metadata["interval"], value)
+        if value is None and default is None:
+            return None
+        number = _checked_number(f"{rule}: {field.name}", field.metadata["interval"], value)
+        return _whole(f"{rule}: {field.name}", number) if field.metadata["whole"] else number
     try:
         items = tuple(value)
     except TypeError:
@@ -470,3 +487,9 @@ def _checked_number(what: str, interval: Interval | None, value: Any) -> float:
     if math.isnan(number) or (interval is not None and number not in interval):
         raise ValueError(f"{what} must be in {interval.text if interval else '(-inf, inf)'}, got {number}.")
     return number
+
+
+def _whole(what: str, number: float) -> int:
+    if number % 1 != 0:
+        raise ValueError(f"{what} must be a whole number, got {number}.")
+    return int(number)

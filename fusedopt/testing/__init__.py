@@ -96,6 +96,8 @@ def _check_call(rule: Any, results: Collection[str], without: Collection[str], o
         check_declaration(rule)
     except TypeError:  # a check of its own
         return
+    if rule.procedure:
+        raise TypeError(f"check_rule: {rule.__name__} is a procedure, and no rule that becomes one kernel.")
     states = state_names(rule)
     for name in results:
         if name not in states:

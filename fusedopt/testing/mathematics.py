@@ -5,7 +5,7 @@ Each check takes the subject, returns what it has seen, and raises `Failure`, `N
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -106,18 +106,12 @@ def _counts(rule: Rule, name: str, shown_by: Iterable[str]) -> bool:
     return False
 
 
-def _tried(subject: Subject, rules: Sequence[Rule]) -> Iterator[Rule]:
-    """These, and then with other numbers: an option may matter only where a number is zero, say."""
-    yield from rules
-    for rule in rules:
-        yield from subject.with_other_numbers(rule)
-
-
 def hyperparameters(subject: Subject) -> str:
     """Another value of each option gives another parameter or another state."""
     options, own = subject.rule.options(), subject.own()
-    rules = list(dict.fromkeys((*subject.variants, subject.base)))
-    idle = [name for name in own if not any(_matters(subject, rule, name) for rule in _tried(subject, rules))]
+    # The last: what counts only where another number is zero, as LAMB's always_adapt without weight decay.
+    rules = list(dict.fromkeys((*subject.variants, subject.base, *subject.with_other_numbers(subject.base))))
+    idle = [name for name in own if not any(_matters(subject, rule, name) for rule in rules)]
     if idle:
         where = {name: "scalars or update" if is_flag(options[name]) else "scalars" for name in idle}
         kinds = {name: "flag" if is_flag(options[name]) else "hyperparameter" for name in idle}

@@ -7,6 +7,6 @@ except ImportError as error:
 
 from fusedopt.torch.optimizer import Optimizer
 from fusedopt.torch.optimizers import *  # noqa: F403  # one class for each rule of fusedopt.rules
-from fusedopt.torch.optimizers import RULES
+from fusedopt.torch.optimizers import PROCEDURES, RULES
 
-__all__ = ["Optimizer", *RULES]
+__all__ = ["Optimizer", *RULES, *PROCEDURES]

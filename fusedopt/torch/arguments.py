@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,15 +17,18 @@ FLAGS = {"foreach": None, "capturable": False, "differentiable": False, "fused":
 
 def signature(rule: type[Rule]) -> inspect.Signature:
     """`params`, hyperparameters and flags: as torch's class of that name has them, then what it has not, by name."""
-    own = dict(inspect.signature(rule, eval_str=True).parameters)
+    own = {name: p for name, p in inspect.signature(rule, eval_str=True).parameters.items() if name in rule.options()}
     cls = getattr(torch.optim, rule.__name__, None) if rule.__module__.startswith("fusedopt.rules.") else None
     theirs = dict(inspect.signature(cls).parameters) if cls is not None else {}
     by_name = {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=FLAGS[name]) for name in FLAGS}
-    known = own | {name: flag for name, flag in by_name.items() if cls is None or name in theirs}
+    flags = {name: flag for name, flag in by_name.items() if cls is None or name in theirs}
+    known = own if rule.procedure else own | flags
     parameters = [known.pop(name).replace(kind=there.kind) for name, there in theirs.items() if name in known]
     others = known.values() if cls is None else [p.replace(kind=p.KEYWORD_ONLY) for p in known.values()]
-    last = inspect.Parameter("write_back_gradients", inspect.Parameter.KEYWORD_ONLY, default=True)
-    ordered = sorted([*parameters, *others, last], key=lambda parameter: parameter.kind)
+    last = [inspect.Parameter("write_back_gradients", inspect.Parameter.KEYWORD_ONLY, default=True)]
+    ordered = sorted(
+        [*parameters, *others, *(last if not rule.procedure else [])], key=lambda parameter: parameter.kind
+    )
     return inspect.Signature([inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD), *ordered])
 
 
@@ -39,6 +42,10 @@ def docstring(rule: type[Rule], flags: Sequence[str]) -> str:
         "Args:",
         "    params: As torch.optim takes them.",
         *own,
+    ]
+    if rule.procedure:
+        return "\n".join(lines)
+    lines += [
         f"    {accepted}: Accepted, and of no effect: there is one algorithm.",
         "    differentiable: Accepted where False: a fused step cannot be differentiated through.",
         "    write_back_gradients: Under a GradScaler, leave gradients unscaled after a step, as torch does.",
@@ -108,3 +115,11 @@ def check_params(params: list[Any], number: int, others: set[int]) -> None:
         if id(p) in others:
             raise ValueError(f"{what} appears in more than one parameter group; give each once.")
         seen.add(id(p))
+
+
+def named_tensors(params: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a group with what messages call them; what is none is left to torch to refuse."""
+    for i, entry in enumerate(params if isinstance(params, list) else ()):
+        name, p = (repr(entry[0]), entry[1]) if isinstance(entry, tuple) and len(entry) == 2 else (f"{i}", entry)
+        if isinstance(p, torch.Tensor) and not torch.nn.parameter.is_lazy(p):
+            yield name, p

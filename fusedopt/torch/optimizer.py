@@ -17,7 +17,16 @@ from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.schedules.options import check_lengths
 from fusedopt.torch import places
 from fusedopt.torch import state_dict as _state_dict
-from fusedopt.torch.arguments import FLAGS, by_name, check_flags, check_keys, check_params, docstring, signature
+from fusedopt.torch.arguments import (
+    FLAGS,
+    by_name,
+    check_flags,
+    check_keys,
+    check_params,
+    docstring,
+    named_tensors,
+    signature,
+)
 from fusedopt.torch.binding import GRADIENT, Binding, Selection
 from fusedopt.torch.candidate import Candidate, begun
 from fusedopt.torch.groups import ReadGroup, checked_rule, read
@@ -101,15 +110,27 @@ class Optimizer(torch.optim.Optimizer):
                 raise TypeError(f"{type(self).__name__}: {name} is {known[name].default} by definition; leave it out.")
         check_flags(flags, options)
         schedules = found_in(self.rule, options)
-        rule_at(self.rule(), schedules, 0, options)
+        rule = rule_at(self.rule(), schedules, 0, self.rule.derived_options() | options)
         options |= schedules
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-        defaults = {name: options.get(name, field.default) for name, field in known.items()}
+        given = {name: value for name, value in options.items() if value is not None}
+        defaults = {name: given.get(name, getattr(rule, name)) for name in known}
         for name, default in self.rule.common_defaults().items():
             if not isinstance(defaults[name], torch.Tensor) and defaults[name] == default:
                 del defaults[name]
         self.write_back_gradients = write_back_gradients
         super().__init__(params, defaults | flags)
+        if self.rule.eager_state:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Make the state of all parameters now; those of groups that are added later begin at their first step."""
+        for group in self.param_groups:
+            rule = checked_rule(self.rule(), group)
+            for p in group["params"]:
+                counter = begun(p, self.state[p], rule)
+                if counter is not None:
+                    self._counters[p] = counter
 
     # --- groups
 
@@ -133,17 +154,12 @@ class Optimizer(torch.optim.Optimizer):
                 entry = {**self.defaults, **param_group}
                 schedules = found_in(self.rule, entry)
                 rule = rule_at(self.rule(), schedules, 0, entry)
+            for name, p in named_tensors(param_group.get("params")):
+                self._check_parameter(rule, f"parameter {name} of group {number}", p)
             check_lengths([*self.schedules, schedules])
             param_group |= {name: getattr(rule, name) for name in schedules}
         super().add_param_group(param_group)
         self._schedules.add(self.param_groups, schedules)
-        if self.rule.eager_state:
-            group = self.param_groups[-1]
-            rule = checked_rule(self.rule(), group)
-            for p in group["params"]:
-                counter = begun(p, self.state[p], rule)
-                if counter is not None:
-                    self._counters[p] = counter
 
     @property
     def schedules(self) -> tuple[Mapping[str, Any], ...]:
@@ -160,6 +176,10 @@ class Optimizer(torch.optim.Optimizer):
         if self._kept_schedules is None:
             self._kept_schedules = Schedules(self.rule())
         return self._kept_schedules
+
+    def _check_parameter(self, rule: Rule, what: str, p: torch.Tensor) -> None:
+        """Raise ValueError for one that cannot be trained."""
+        rule.check_shape(what, tuple(p.shape))
 
     def _read_groups(self) -> None:
         """Read every param group, and forget the plans where they do not go with its flags any more."""
@@ -240,7 +260,7 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _update(self) -> None:
         params = [p for group in self.param_groups for p in group["params"]]
-        gradients = list(map(GRADIENT, params))
+        gradients = self._gradients(params)
         present = [gradient for gradient in gradients if gradient is not None]
         if not present:
             if self._schedules.any:
@@ -293,6 +313,10 @@ class Optimizer(torch.optim.Optimizer):
                 copy.original.copy_(copy.copy)
         if not capturing:  # which is no step
             self._schedules.count_step(self.param_groups)
+
+    def _gradients(self, params: list[Any]) -> list[Any]:
+        """The gradients that the launch is for; None for a parameter that it leaves alone."""
+        return list(map(GRADIENT, params))
 
     def _select(self, params: list[Any], gradients: list[Any], absent: list[int]) -> Selection:
         """The plans for the parameters that have gradients; those that are not bound as they are, are bound first."""
@@ -391,10 +415,14 @@ class Optimizer(torch.optim.Optimizer):
             state_dict = pre_hook(self, state_dict) or state_dict
         schedules, groups = self._schedules, self.param_groups
         schedules.take(groups)
-        steps = _state_dict.load(state_dict, schedules.of(groups), self.rule(), self.state, self._counters)
-        schedules.count_from(groups, steps)
+        schedules.count_from(groups, self._load(state_dict))
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
+
+    def _load(self, state_dict: dict[str, Any]) -> list[int]:
+        """Take over a state dict; how many steps each group has had."""
+        followed = self._schedules.of(self.param_groups)
+        return _state_dict.load(state_dict, followed, self.rule(), self.state, self._counters)
 
     def __getstate__(self) -> dict[str, Any]:
         self._schedules.take(self.param_groups)

@@ -8,6 +8,7 @@ from fusedopt.schedules.options import NumberOrSchedule
 from fusedopt.torch.optimizer import Optimizer
 
 RULES: dict[str, type[Rule]]
+PROCEDURES: dict[str, type[Rule]]
 
 class Adadelta(Optimizer):
     def __init__(
@@ -218,6 +219,19 @@ class LARS(Optimizer):
         write_back_gradients: bool = True,
     ) -> None: ...
 
+class LBFGS(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: NumberOrSchedule | Tensor = 1.0,
+        max_iter: int = 20,
+        max_eval: int | None = None,
+        tolerance_grad: NumberOrSchedule | Tensor = 1e-07,
+        tolerance_change: NumberOrSchedule | Tensor = 1e-09,
+        history_size: int = 100,
+        line_search_fn: str | None = None,
+    ) -> None: ...
+
 class Lion(Optimizer):
     def __init__(
         self,
@@ -257,6 +271,22 @@ class Momentum(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         write_back_gradients: bool = True,
+    ) -> None: ...
+
+class Muon(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: NumberOrSchedule | Tensor = 0.001,
+        weight_decay: NumberOrSchedule | Tensor = 0.1,
+        momentum: NumberOrSchedule | Tensor = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float | Tensor, float | Tensor, float | Tensor] = (3.4445, -4.775, 2.0315),
+        eps: NumberOrSchedule | Tensor = 1e-07,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
+        *,
+        ns_dtype: str | None = None,
     ) -> None: ...
 
 class NAdam(Optimizer):
@@ -388,4 +418,41 @@ class SGD(Optimizer):
         grad_centralization: bool = False,
         lr_in_momentum: bool = False,
         write_back_gradients: bool = True,
+    ) -> None: ...
+
+class LazyAdam(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: NumberOrSchedule | Tensor = 0.001,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: NumberOrSchedule | Tensor = 1e-08,
+        maximize: bool = False,
+        *,
+        loss_scale: NumberOrSchedule | Tensor = 1.0,
+        clip_value: NumberOrSchedule | Tensor = 0.0,
+        clip_norm: NumberOrSchedule | Tensor = 0.0,
+        grad_centralization: bool = False,
+        weight_decay: NumberOrSchedule | Tensor = 0.0,
+        nesterov: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        write_back_gradients: bool = True,
+    ) -> None: ...
+
+class SparseAdam(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: NumberOrSchedule | Tensor = 0.001,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: NumberOrSchedule | Tensor = 1e-08,
+        maximize: bool = False,
+        *,
+        loss_scale: NumberOrSchedule | Tensor = 1.0,
+        clip_value: NumberOrSchedule | Tensor = 0.0,
+        clip_norm: NumberOrSchedule | Tensor = 0.0,
+        grad_centralization: bool = False,
     ) -> None: ...

@@ -105,7 +105,7 @@ def test_what_the_user_must_change_is_one_line_and_status_2(
     assert printed.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["kernal"], ["kernel"], ["kernel", "adam", "--nesterov"]])
+@pytest.mark.parametrize("words", [["kernal"], ["kernel"], ["kernel", "adam", "--centered"]])
 def test_words_that_no_command_knows_are_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(words)
@@ -155,6 +155,19 @@ def test_each_flag_switch_and_dtype_is_in_the_kernel_text(capsys: pytest.Capture
 
 def test_an_optimizer_stands_for_its_rule(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed_kernel(capsys, "fusedopt:AdamW") == printed_kernel(capsys, "adamw")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["kernel", "muon"], ["kernel", "fusedopt:LBFGS"], ["bench", "--optimizer", "sparseadam", "--size", "9"]],
+    ids=" ".join,
+)
+def test_a_procedure_is_said_to_have_no_single_kernel(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert "is a procedure: its step is a series of array operations, and no single kernel" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["kernel", "--help"])
+    assert "muon" not in capsys.readouterr().out
 
 
 def test_a_rule_of_ones_own_is_found_in_a_file_and_in_a_module(tmp_path: Path) -> None:

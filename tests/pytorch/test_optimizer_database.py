@@ -14,8 +14,10 @@ from torch.testing._internal.common_optimizers import optim_db
 import fusedopt.torch
 from cases import TORCHS_OWN
 from devices import CUDA, DEVICES, NUMBA
+from fusedopt.procedures import BASES
 
-INFOS = [info for info in optim_db if info.name in fusedopt.torch.__all__]
+# Of the others, test_torch_procedures.py.
+INFOS = [info for info in optim_db if info.name in set(fusedopt.torch.__all__) - set(BASES)]
 # In every dtype, and on every device. Of the other rules the mathematics is compared here, in float64: dtypes and
 # devices are compared to the bit by the tests of the core.
 THOROUGHLY = ("SGD", "Adam", "AdamW")
@@ -248,7 +250,8 @@ def run_of_case(case, options, torch_device, dtype=torch.float64):
 
 
 def test_the_database_has_every_optimizer_whose_name_is_torchs():
-    shared = {name for name in fusedopt.torch.__all__ if name != "Optimizer" and hasattr(torch.optim, name)}
+    names = set(fusedopt.torch.__all__) - {"Optimizer", *BASES}  # of these, test_torch_procedures.py
+    shared = {name for name in names if hasattr(torch.optim, name)}
     assert {info.name for info in INFOS} == shared != set()
 
 

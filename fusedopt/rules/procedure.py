@@ -1,0 +1,24 @@
+"""The base of hyperparameters whose step is a procedure: matrix products, line searches."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+from fusedopt.rules.rule import Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Procedure(Rule):
+    """Hyperparameters and state of an optimizer that is no elementwise rule: it has no traced update, and no kernel.
+
+    What every rule has beside its own options, `loss_scale` and `clip_value`, is part of the launch: a procedure does
+    not have it. The procedure itself is in `fusedopt.procedures`.
+    """
+
+    procedure: ClassVar[bool] = True
+
+    @classmethod
+    def options(cls) -> dict[str, dataclasses.Field[Any]]:
+        """Its own hyperparameters by name, in the order of the signature."""
+        return {name: field for name, field in super().options().items() if name not in Rule.__dataclass_fields__}

@@ -1,0 +1,48 @@
+"""What procedures over tensors have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from fusedopt.groups import of_group
+from fusedopt.rules.rule import Rule
+from fusedopt.torch.groups import checked_rule
+from fusedopt.torch.optimizer import Optimizer
+
+
+class Procedure(Optimizer):
+    """The base of steps by torch's own operations: a GradScaler unscales their gradients beforehand."""
+
+    _step_supports_amp_scaling = False  # others have a descriptor that says when
+
+    def _group_rules(self) -> list[Rule]:
+        """What the groups say now, with the numbers that schedules have for the coming step.
+
+        Raises:
+            ValueError, TypeError: An option is wrong.
+        """
+        self._read_groups()  # which follows schedules
+        rules = []
+        for number, group in enumerate(self.param_groups):
+            with of_group(number):
+                rules.append(checked_rule(self.rule(), group))
+        return rules
+
+    def _stepping(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, Any]]:
+        """Each parameter that has a gradient: what messages call it, itself, its gradient, and its group's rule."""
+        for number, (group, rule) in enumerate(zip(self.param_groups, self._group_rules())):
+            names = group.get("param_names")
+            for i, p in enumerate(group["params"]):
+                if p.grad is not None:
+                    name = repr(names[i]) if names else f"{i} of group {number}"
+                    yield f"parameter {name} (shape {tuple(p.shape)})", p, p.grad, rule
+
+    def _check_states(self, what: str, p: torch.Tensor, rule: Rule) -> None:
+        """Raise ValueError where a state is no tensor of the parameter's shape."""
+        entry = self.state.get(p, {})
+        for name in rule.kept_states:
+            if name in entry and getattr(entry[name], "shape", None) != p.shape:
+                raise ValueError(f"{what}: its state {name!r} must be a tensor of this shape; load it again.")
