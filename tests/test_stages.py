@@ -150,6 +150,18 @@ def test_a_group_on_two_devices_has_no_norm():
     assert not optimizer.state
 
 
+@pytest.mark.parametrize("options", [{"clip_norm": 1.0}, {"grad_centralization": True}])
+@pytest.mark.parametrize("optimizer", [fusedopt.SparseAdam, fusedopt.LazyAdam])
+def test_some_rows_alone_have_no_sums(optimizer, options):
+    parameter = fusedopt.Parameter(np.ones((4, 2)))
+    parameter.grad = fusedopt.SparseGradient(np.array([1]), np.ones((1, 2)))
+    ours = optimizer([parameter], **options)
+    with pytest.raises(RuntimeError, match=f"{next(iter(options))} is not for a SparseGradient"):
+        ours.step()
+    assert (parameter.data == 1).all()
+    assert not ours.state
+
+
 # --- centralized gradients -------------------------------------------------------------------------------------------
 
 
