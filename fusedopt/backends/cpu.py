@@ -77,7 +77,7 @@ class CpuPlan(ABC):
         begun = []
         with np.errstate(all="ignore"):
             for job in self.jobs:
-                key = id(job.kind), job.counter.tobytes(), tuple(job.sums.values())
+                key = id(job.kind), job.counter.tobytes(), tuple(job.sums.values()) if job.sums else ()
                 if key not in made:
                     made[key] = job.kind.begin(job.counter, scale, job.sums)
                 begun.append(made[key])
