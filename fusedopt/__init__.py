@@ -3,6 +3,7 @@
 from fusedopt import functional, schedules
 from fusedopt.backends import array_module
 from fusedopt.checkpoint import load, save
+from fusedopt.clipping import clip_grad_norm, clip_grad_value
 from fusedopt.optimizer import Optimizer
 from fusedopt.optimizers import *  # noqa: F403  # one class for each rule of fusedopt.rules
 from fusedopt.optimizers import PROCEDURES, RULES
@@ -16,6 +17,8 @@ __all__ = [
     "SparseGradient",
     "__version__",
     "array_module",
+    "clip_grad_norm",
+    "clip_grad_value",
     "functional",
     "load",
     "save",

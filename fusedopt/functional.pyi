@@ -416,6 +416,7 @@ def rprop(
     clip_norm: float = 0.0,
     grad_centralization: bool = False,
     maximize: bool = False,
+    weight_decay: float = 0.0,
 ) -> RpropStep: ...
 
 class SGDStep(NamedTuple):

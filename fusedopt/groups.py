@@ -110,6 +110,10 @@ class Group(dict[str, Any]):
         self._changes.hyperparameters += 1
         self.count_from(steps)
 
+    def keep(self, extras: Mapping[str, Any]) -> None:
+        """Hold keys that are no options beside them, as schedulers of other libraries do; state dicts have them."""
+        super().update(extras)
+
     def setdefault(self, key: str, default: Any = None) -> Any:
         if key not in self:
             self[key] = default

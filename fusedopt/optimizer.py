@@ -405,14 +405,14 @@ class Optimizer:
                 for group, options in zip(self._groups, groups)
             ],
             "steps": [group.steps for group in self._groups],
-            "state_dict": self.state_dict(),
+            "state_dict": Optimizer.state_dict(self),  # whatever form a subclass gives to its users
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state["kept"])
         self._begin()
         self._add(state["groups"])
-        self.load_state_dict(state["state_dict"])
+        Optimizer.load_state_dict(self, state["state_dict"])
         for group, steps in zip(self._groups, state["steps"]):
             group.count_from(steps)
 

@@ -322,6 +322,7 @@ class Rprop(Optimizer):
         clip_norm: NumberOrSchedule = 0.0,
         grad_centralization: bool = False,
         maximize: bool = False,
+        weight_decay: NumberOrSchedule = 0.0,
     ) -> None: ...
 
 class SGD(Optimizer):

@@ -81,7 +81,7 @@ class Parameter:
             self._take_rows(value)
             return
         if value is not None and value is not self.grad:
-            self._check_gradient(value)
+            self.check_gradient(value)
             with on_device_of(self._data):
                 if self._grad is None or isinstance(self._grad, SparseGradient):
                     self._grad = self._data.copy()  # an array even where the gradient is a NumPy scalar
@@ -92,15 +92,22 @@ class Parameter:
             self._grad = None
 
     def _take_rows(self, value: SparseGradient) -> None:
-        value.check(self.described, self._data)
-        if self.owner is not None:
-            check_takes_rows(self.described, type(self.owner).__name__, self.owner.takes_rows)
+        self._check_rows(value)
         if self._presence is None:
             self._grad = value.copy()
         else:
             self._presence.mark(self._index, False, value.copy())
 
-    def _check_gradient(self, value: Any) -> None:
+    def _check_rows(self, value: SparseGradient) -> None:
+        value.check(self.described, self._data)
+        if self.owner is not None:
+            check_takes_rows(self.described, type(self.owner).__name__, self.owner.takes_rows)
+
+    def check_gradient(self, value: Any) -> None:
+        """Raise, as on assignment, for what is no gradient of this parameter."""
+        if isinstance(value, SparseGradient):
+            self._check_rows(value)
+            return
         data = self._data
         if not isinstance(getattr(value, "dtype", None), np.dtype) or not hasattr(value, "device"):
             raise TypeError(

@@ -436,6 +436,8 @@ CASES = (
         first_move=lambda g, options: -np.clip(options["lr"], *options["step_sizes"]) * np.sign(g),
         coasts=lambda options: False,
         golden=(Golden({"lr": 0.1}, (0.85, -1.9, 0.28, 0.15)),),
+        own=({"weight_decay": 0.5},),
+        wider=references.Rprop,
         unlike={
             "lr of zero moves nothing": "no step is below step_sizes[0]",
             "lr counts after the first step": "it is what the step sizes start from",

@@ -211,3 +211,16 @@ def _rmsprop(p: Any, g: Any, state: dict[str, Any], step: float, options: dict[s
 
 
 RMSprop = written_out("RMSprop", {}, _rmsprop)
+
+
+def _rprop(p: Any, g: Any, state: dict[str, Any], step: float, options: dict[str, Any]) -> torch.Tensor:
+    g = g + options["weight_decay"] * p
+    agreement = torch.sign(g) * torch.sign(state.get("prev", torch.zeros_like(p)))
+    size = state.get("step_size", torch.full_like(p, options["lr"]))
+    size = size * torch.where(agreement > 0, options["etas"][1], torch.where(agreement < 0, options["etas"][0], 1.0))
+    size = state["step_size"] = size.clamp(*options["step_sizes"])
+    g = state["prev"] = torch.where(agreement < 0, 0.0, g)
+    return p - torch.sign(g) * size
+
+
+Rprop = written_out("Rprop", {"weight_decay": 0.0}, _rprop)

@@ -153,3 +153,7 @@ optimizer.load_state_dict(optimizer.state_dict())
 
 def test_asking_for_numpy_imports_no_cupy():
     assert not modules_after("import fusedopt; fusedopt.array_module()", FUSEDOPT_BACKEND="numpy") & HEAVY
+
+
+def test_the_ecosystems_modules_import_no_framework():
+    assert not modules_after("import fusedopt.megengine, fusedopt.mindspore") & HEAVY

@@ -33,6 +33,16 @@ def test_every_block_of_the_page_on_torch_runs(monkeypatch, tmp_path):
     assert all(p.grad is None for p in program["released"])
 
 
+def test_every_block_of_the_page_on_megengine_runs():
+    program = run_blocks((ROOT / "docs" / "megengine.md").read_text())
+    assert program["optimizer"].param_groups[0]["lr"] == program["resumed"].param_groups[0]["lr"] == 0.01 * 0.1**2
+
+
+def test_every_block_of_the_page_on_mindspore_runs():
+    program = run_blocks((ROOT / "docs" / "mindspore.md").read_text())
+    assert program["own"].global_step == 1
+
+
 def test_every_block_of_the_page_on_optimizers_runs():
     program = run_blocks((ROOT / "docs" / "optimizers.md").read_text())
     assert abs(program["x"].data - 1).max() < 1e-6, "Rosenbrock's function is lowest at (1, 1)"

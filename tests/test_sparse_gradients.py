@@ -10,6 +10,7 @@ import torch
 import fusedopt
 from cases import GOLDEN_GRADIENTS, GOLDEN_PARAMETER, assert_same_bits
 from fusedopt import SparseGradient
+from fusedopt.backends import module_of
 
 KINDS = [fusedopt.SparseAdam, fusedopt.LazyAdam]
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -250,3 +251,9 @@ def test_a_parameter_without_rows_takes_none():
     parameter = fusedopt.Parameter(np.ones(()))
     with pytest.raises(ValueError, match="SparseGradient"):
         parameter.grad = rows([0], [1])
+
+
+def test_the_array_module_is_that_of_the_array():
+    cupy = pytest.importorskip("cupy")
+    assert module_of(np.ones(1)) is np
+    assert module_of(type("ndarray", (), {"__module__": "cupy"})()) is cupy

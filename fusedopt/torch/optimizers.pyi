@@ -395,6 +395,7 @@ class Rprop(Optimizer):
         clip_value: NumberOrSchedule | Tensor = 0.0,
         clip_norm: NumberOrSchedule | Tensor = 0.0,
         grad_centralization: bool = False,
+        weight_decay: NumberOrSchedule | Tensor = 0.0,
         write_back_gradients: bool = True,
     ) -> None: ...
 

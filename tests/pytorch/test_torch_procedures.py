@@ -151,6 +151,47 @@ def test_a_run_goes_on_through_the_others_state_dict(name, kinds):
         torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_torchs_state_dicts_load_over_arrays(name):
+    theirs = getattr(torch.optim, name)(parameters())
+    take(theirs, 0, 2)
+    before = [p.detach().numpy().copy() for p in theirs.param_groups[0]["params"]]
+    arrays = [fusedopt.Parameter(array.copy()) for array in before]
+    core = getattr(fusedopt, name)(arrays)
+    core.load_state_dict(_as_arrays(theirs.state_dict()))
+    closure = closure_of(theirs, 2)
+
+    def ours_closure():
+        for p, array in zip(theirs.param_groups[0]["params"], arrays, strict=True):
+            with torch.no_grad():
+                p.copy_(torch.from_numpy(array.data))
+        loss = closure()
+        for p, array in zip(theirs.param_groups[0]["params"], arrays, strict=True):
+            if name == "SparseAdam":
+                gradient = p.grad.coalesce()
+                array.grad = fusedopt.SparseGradient(gradient.indices()[0].numpy(), gradient.values().numpy())
+            else:
+                array.grad = p.grad.numpy()
+        return loss.item()
+
+    core.step(ours_closure)
+    with torch.no_grad():
+        for p, array in zip(theirs.param_groups[0]["params"], before, strict=True):
+            p.copy_(torch.from_numpy(array))
+    theirs.step(closure)
+    tolerance = 1e-4 if name == "Muon" else 1e-10  # lr of 1e-3 times torch's products in bfloat16
+    for p, array in zip(theirs.param_groups[0]["params"], arrays, strict=True):
+        np.testing.assert_allclose(array.data, p.detach().numpy(), rtol=0, atol=tolerance)
+
+
+def _as_arrays(value):
+    if isinstance(value, dict):
+        return {key: _as_arrays(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_arrays(item) for item in value]
+    return value.numpy() if isinstance(value, torch.Tensor) else value
+
+
 @pytest.mark.parametrize("name", BASES)
 def test_copied_and_pickled_optimizers_go_on(name):
     params = parameters()
