@@ -1301,6 +1301,24 @@ def test_a_state_that_is_no_tensor_is_not_loaded():
     assert_equal(everything(optimizer), before)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("AdamW", {"clip_norm": 1.0, "loss_scale": 2.0, "nesterov": True, "corrected_eps": False}),
+        ("SGD", {"clip_value": 1.0, "grad_centralization": True, "lr_in_momentum": True}),
+        ("Adagrad", {"eps_inside_sqrt": True}),
+        ("Muon", {"ns_dtype": "float32"}),
+    ],
+)
+def test_options_that_a_group_did_not_show_are_loaded(kind, options):
+    cls = getattr(fusedopt.torch, kind)
+    given, plain = (cls([torch.ones(2, 2, requires_grad=True)], **some) for some in (options, {}))
+    plain.load_state_dict(given.state_dict())
+    assert {name: plain.param_groups[0][name] for name in options} == options
+    given.load_state_dict(cls([torch.ones(2, 2, requires_grad=True)]).state_dict())  # which says nothing of them
+    assert {name: given.param_groups[0][name] for name in options} == options
+
+
 def test_loading_a_state_dict_without_state_forgets_what_was(torch_device):
     pair = Pair(ADAMW, torch_device.device)
     empty = [copy.deepcopy(optimizer.state_dict()) for optimizer in pair]
