@@ -65,6 +65,10 @@ def test_gradient_and_states_have_dtypes_of_their_own(device, dtypes):
     p, g, m = (device.array(ordinary(50, dtype, 1)) for dtype in dtypes)
     found = functional.lion(p, g, m, step=1)
     assert [found.p.dtype.name, found.exp_avg.dtype.name] == [dtypes[0], dtypes[2]]
+    real = "float64" if dtypes[0] == "float64" else "float32"
+    wide = functional.lion(*(device.array(device.host(array).astype(real)) for array in (p, g, m)), step=1)
+    for ours, theirs in zip(found, wide, strict=True):
+        assert_same_bits(device.host(ours), device.host(theirs).astype(ours.dtype))
 
 
 @pytest.mark.parametrize("device", ["numpy", NUMBA, "emulated"], indirect=True)
