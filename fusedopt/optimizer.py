@@ -158,6 +158,7 @@ class Optimizer:
         backends, added = dict(self._backends), []
         for entry, (rule, schedules) in zip(entries, self._checked_rules(entries)):
             extras = {"param_names": entry["param_names"]} if "param_names" in entry else {}
+            extras |= {name: getattr(rule, name) for name in rule.common_defaults() if name in entry}  # defaults too
             group = Group(rule, tuple(entry["params"]), self.changes, extras, schedules)
             members: dict[tuple[str, str], list[Parameter]] = {}
             for parameter in group["params"]:

@@ -1390,3 +1390,22 @@ def test_gpu_a_steady_step_allocates_nothing_and_waits_for_nothing():
 def test_the_table_has_every_optimizer():
     assert {case.name for case in CASES} == set(ours.__all__) - {"Optimizer", *BASES}
     assert {case.name for case in ONE_OF_EACH_KIND} == set(FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "state"),
+    [
+        ("Rprop", "lr", "step_size"),
+        ("RMSprop", "square_avg_init", "square_avg"),
+        ("FTRL", "initial_accumulator_value", "moments"),
+    ],
+)
+def test_a_state_starts_from_a_number_that_is_a_tensor_on_the_device(surface, name, option, state):
+    p, q = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
+    made = getattr(ours, name)([p], **{option: torch.tensor(0.75)})
+    other = getattr(ours, name)([q], **{option: 0.75})
+    for parameter, optimizer in ((p, made), (q, other)):
+        parameter.grad = torch.ones(5)
+        optimizer.step()
+    assert torch.equal(made.state[p][state], other.state[q][state])
+    assert torch.equal(p, q)

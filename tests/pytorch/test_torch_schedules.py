@@ -349,3 +349,13 @@ def test_reduce_on_plateau_works_with_torchs_groups():
         for _ in range(3):
             scheduler.step(torch.tensor(1.0))
         assert float(some.param_groups[0]["lr"]) == pytest.approx(0.005)
+
+
+def test_a_step_that_is_written_together_with_a_schedule_counts():
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = SGD([p], lr=0.1)
+    optimizer.param_groups[0].update(lr=COSINE, schedule_step=5)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == COSINE(5)
+    assert optimizer.param_groups[0]["schedule_step"] == 6
