@@ -23,7 +23,7 @@ from fusedopt.backends import numba_problem
 from fusedopt.cli.bench import version
 from fusedopt.cli.bench.machine import Cpu, Machine, wall_seconds
 from fusedopt.cli.bench.measure import Task, measure, rounds
-from fusedopt.cli.bench.peers import OPTIMIZERS, WAYS, Way
+from fusedopt.cli.bench.peers import OPTIMIZERS, WAYS, Way, optimizer_named
 from fusedopt.cli.bench.peers_arrays import chosen
 from fusedopt.cli.bench.row import Row, rows
 from fusedopt.cli.bench.work import Work, equal_pieces
@@ -63,7 +63,7 @@ def rows_of(machine: Machine, work: Work, optimizer: str, ways: Sequence[Way], r
     Raises:
         RuntimeError: One of them computes something else.
     """
-    cls, options = OPTIMIZERS[optimizer]
+    cls, options = optimizer_named(optimizer)
     task = Task(work, optimizer, len(cls.rule(**options).kept_states), repeats)
     found = measure(machine, task, ways, lambda what: print(f"{work.title}, {optimizer}: {what} ...", file=sys.stderr))
     for title, why in found.absent.items():

@@ -10,7 +10,6 @@ import argparse
 import functools
 import itertools
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,9 +23,9 @@ import numpy as np
 import fusedopt
 from compare import circumstances, write
 from fusedopt.backends import numpy as backend
-from fusedopt.backends.cpu import aligned_zeros
 from fusedopt.backends.numpy import NumpyPlan
 from fusedopt.backends.schedule import schedule
+from fusedopt.backends.scratch import aligned_zeros
 from fusedopt.backends.threads import on_all_threads
 from fusedopt.cli.bench.machine import Cpu, Timer, nothing, wall_seconds
 from fusedopt.cli.bench.measure import rounds
@@ -138,7 +137,7 @@ def steps(machine: Cpu, size: int, repeats: int) -> Iterator[Figure]:
 
 def of_block(optimizer: fusedopt.Adam, machine: Cpu, count: int, block: int) -> float:
     """A timing of the step on so many threads, with blocks of so many elements, the first such step apart."""
-    changed = mock.patch.multiple(backend, BLOCK=block, _scratch=threading.local())
+    changed = mock.patch.object(backend, "BLOCK", block)
     with threads(count), changed, mock.patch.object(NumpyPlan, "block", block):
         optimizer._forget_plans()
         optimizer.step()

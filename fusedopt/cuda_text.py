@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from fusedopt.rules.arithmetic import exponent, power, scaled
+from fusedopt.rules.stages import ROW, SLOTS
 from fusedopt.tracing import CONSTANT, INPUT, OPERATORS, WHERE, Program, Traced
 
 EXPRESSIONS = OPERATORS | {
@@ -63,20 +64,42 @@ def rule_text(variants: Sequence[Variant], hyperparameters: Sequence[str], scala
         scalars: How many scalar states a counter holds beside the step.
         states: How many state pointers a span holds.
     """
-    constants = max(len(variant.traced.constants) for variant in variants)
+    stages = {
+        number * SLOTS + stage.stage.slot: dataclasses.replace(variant, traced=stage)
+        for number, variant in enumerate(variants)
+        for stage in variant.traced.stages
+        if stage.stage is not None
+    }
+    launches = [*variants, *stages.values()]
     lines = [
         "// Written by fusedopt from the rules' own Python; see fusedopt/rules.",
         f"constexpr int HYPERPARAMETERS = {len(hyperparameters)};  // {', '.join(hyperparameters)}",
         f"constexpr int SCALARS = {scalars};",
         f"constexpr int STATES = {states};",
-        f"constexpr int CONSTANTS = {constants};",
+        f"constexpr int CONSTANTS = {max(len(launch.traced.constants) for launch in launches)};",
+        f"constexpr int STAGES = {SLOTS if stages else 0};",
+        f"constexpr int RESULTS = {results_of([variant.traced for variant in variants])};",
         "",
     ]
     for number, variant in enumerate(variants):
         lines += _struct(f"Variant{number}", variant, hyperparameters)
-    cases = "".join(f" \\\n  case {number}: FUNCTION(Variant{number}); break;" for number in range(len(variants)))
-    lines += [f"#define EACH_VARIANT(FUNCTION){cases}"]
+    for case, stage in stages.items():
+        lines += _struct(f"Stage{case}", stage, hyperparameters)
+    lines.append(_switch("EACH_VARIANT", "Variant", range(len(variants))))
+    if stages:
+        lines.append(_switch("EACH_STAGE", "Stage", stages))
     return "\n".join(lines) + "\n"
+
+
+def results_of(launches: Sequence[Traced]) -> int:
+    """How many results of stages a span has a place for: one at least, since C++ knows no arrays of none."""
+    return max([1, *(len(traced.found) for traced in launches)])
+
+
+def _switch(macro: str, struct: str, cases: Iterable[int]) -> str:
+    return f"#define {macro}(FUNCTION)" + "".join(
+        f" \\\n  case {case}: FUNCTION({struct}{case}); break;" for case in cases
+    )
 
 
 def _struct(name: str, variant: Variant, hyperparameters: Sequence[str]) -> list[str]:
@@ -84,11 +107,12 @@ def _struct(name: str, variant: Variant, hyperparameters: Sequence[str]) -> list
     prologue = {f"h.{h}": f"h[{i}]" for i, h in enumerate(hyperparameters)}
     prologue |= {"step": "step", "grad_scale": "grad_scale"}
     prologue |= {f"a.{a}": f"a[{i}]" for i, a in enumerate(traced.scalar_state)}
-    body = {"p": "p", "g": "g"} | {f"s.{s}": f"s[{i}]" for i, s in enumerate(traced.states)}
-    body |= {f"c.{c}": f"c.{c}" for c in traced.constants}
+    prologue |= {f"r.{r}": f"r[{i}]" for i, (r, _) in enumerate(traced.found)}
     targets = {c: f"c.{c} = real({{}});" for c in traced.constants}
     targets |= {a: f"next[{i}] = {{}};" for i, a in enumerate(traced.scalar_state) if a in traced.advanced}
-    results = {s: f"s[{i}] = {{}};" for i, s in enumerate(traced.states)} | {"p": "p = {};", "g": "g = {};"}
+    scalars = dataclasses.replace(
+        traced.prologue, results={n: r for n, r in traced.prologue.results.items() if n in targets}
+    )
     return [
         f"// {variant.title}",
         f"struct {name} {{",
@@ -97,17 +121,55 @@ def _struct(name: str, variant: Variant, hyperparameters: Sequence[str]) -> list
         f"  typedef {STORED[variant.gradient]} Gradient;",
         f"  typedef {STORED[variant.state]} State;",
         f"  static constexpr int states = {len(traced.states)};  // {', '.join(traced.states) or 'none'}",
+        *_masks(traced),
         f"  struct Constants {{ real {', '.join(traced.constants)}; }};",
         "  static __device__ void scalars(const double* h, double step, double grad_scale, const double* a,",
-        "                                 Constants& c, double* next) {",
-        *_lines(traced.prologue, prologue, targets, "double"),
+        "                                 const double* r, Constants& c, double* next) {",
+        *_lines(scalars, prologue, targets, "double"),
         "  }",
-        "  static __device__ void update(const Constants& c, real& p, real& g, real* s) {",
-        *_lines(traced.body, body, results, "real"),
-        "  }",
+        *_body(traced),
         "};",
         "",
     ]
+
+
+def _masks(traced: Traced) -> list[str]:
+    """What a launch reads and writes: bits, and the place of a stage's first result."""
+    inputs, sums = traced.body.inputs, traced.prologue.inputs
+    summed = [i for i, (name, _) in enumerate(traced.found) if f"r.{name}" in sums]
+    spread = [i for i, (name, _) in enumerate(traced.found) if f"r.{name}" in inputs]
+    streams = ["p", "g", *(f"s.{name}" for name in traced.states)]
+    read = range(len(streams)) if traced.stage is None else [i for i, s in enumerate(streams) if s in inputs]
+    lines = [
+        f"  static constexpr unsigned reads = {_bits(read)};  // p, g, the states",
+        f"  static constexpr unsigned summed = {_bits(summed)};  // results of stages that scalars reads",
+        f"  static constexpr unsigned spread = {_bits(spread)};  // and those of which an element has its row's",
+    ]
+    if traced.stage is None:
+        return lines
+    return [
+        *lines,
+        f"  static constexpr int terms = {len(traced.terms)};  // {', '.join(traced.terms)}",
+        f"  static constexpr int streams = {len(read)};",
+        f"  static constexpr int first = {len(traced.found)};  // the place of their results",
+        f"  static constexpr bool rows = {str(traced.stage.over == ROW).lower()};",
+    ]
+
+
+def _bits(places: Iterable[int]) -> str:
+    return f"{sum(1 << place for place in places):#x}"
+
+
+def _body(traced: Traced) -> list[str]:
+    names = {"p": "p", "g": "g"} | {f"s.{s}": f"s[{i}]" for i, s in enumerate(traced.states)}
+    names |= {f"c.{c}": f"c.{c}" for c in traced.constants}
+    names |= {f"r.{r}": f"r[{i}]" for i, (r, _) in enumerate(traced.found)}
+    results = {s: f"s[{i}] = {{}};" for i, s in enumerate(traced.states)} | {"p": "p = {};", "g": "g = {};"}
+    signature = "void update(const Constants& c, real& p, real& g, real* s, const real* r)"
+    if traced.stage is not None:
+        results = {t: f"t[{i}] = {{}};" for i, t in enumerate(traced.terms)}
+        signature = "void terms_of(const Constants& c, real p, real g, const real* s, const real* r, real* t)"
+    return [f"  static __device__ {signature} {{", *_lines(traced.body, names, results, "real"), "  }"]
 
 
 def _lines(program: Program, names: Mapping[str, str], targets: Mapping[str, str], kind: str) -> list[str]:

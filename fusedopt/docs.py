@@ -7,6 +7,7 @@ import inspect
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 from fusedopt.optimizers import RULES
 from fusedopt.rules.rule import Rule, is_flag
@@ -43,7 +44,7 @@ def row(rule: type[Rule]) -> tuple[str, ...]:
         _states(rule),
         _by_variant(moved),
         _by_variant(kept),
-        "1",
+        str(max(1 + len(variant.stages) for variant in variants.values())),
         _source(rule),
     )
 
@@ -57,7 +58,7 @@ def _variants(rule: type[Rule]) -> dict[str, Rule]:
     found = {"": default}
     for count in range(1, len(flags) + 1):
         for some in itertools.combinations(flags, count):
-            on = {name: True if is_flag(options[name]) else 0.9 for name in some}
+            on: dict[str, Any] = {name: True if is_flag(options[name]) else 0.9 for name in some}
             found[" and ".join(f"`{name}`" for name in some)] = dataclasses.replace(default, **on)
     return found
 

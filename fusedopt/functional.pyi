@@ -22,6 +22,8 @@ def adadelta(
     weight_decay: float = 0.0,
     loss_scale: float = 1.0,
     clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
     maximize: bool = False,
 ) -> AdadeltaStep: ...
 
@@ -43,6 +45,8 @@ def adagrad(
     eps: float = 1e-10,
     loss_scale: float = 1.0,
     clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
     maximize: bool = False,
     eps_inside_sqrt: bool = False,
     update_accumulator: bool = True,
@@ -70,6 +74,8 @@ def adam(
     amsgrad: bool = False,
     loss_scale: float = 1.0,
     clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
     maximize: bool = False,
     decoupled_weight_decay: bool = False,
     corrected_eps: bool = True,
@@ -99,6 +105,8 @@ def adamw(
     amsgrad: bool = False,
     loss_scale: float = 1.0,
     clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
     maximize: bool = False,
     corrected_eps: bool = True,
     bias_correction: bool = True,
@@ -124,6 +132,8 @@ def adamax(
     weight_decay: float = 0.0,
     loss_scale: float = 1.0,
     clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
     maximize: bool = False,
     eps_in_denominator: bool = False,
 ) -> AdamaxStep: ...
@@ -150,6 +160,8 @@ def asgd(
     weight_decay: float = 0.0,
     loss_scale: float = 1.0,
     clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
     maximize: bool = False,
 ) -> ASGDStep: ...
 
@@ -174,9 +186,64 @@ def ftrl(
     weight_decay: float = 0.0,
     loss_scale: float = 1.0,
     clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
     maximize: bool = False,
     linear_init_from_param: bool = False,
 ) -> FTRLStep: ...
+
+class LAMBStep(NamedTuple):
+    p: Any
+    exp_avg: Any
+    exp_avg_sq: Any
+
+def lamb(
+    p: Any,
+    g: Any,
+    exp_avg: Any = None,
+    exp_avg_sq: Any = None,
+    *,
+    step: int,
+    in_place: bool = False,
+    lr: float = 0.001,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-06,
+    weight_decay: float = 0.01,
+    bias_correction: bool = True,
+    loss_scale: float = 1.0,
+    clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
+    always_adapt: bool = False,
+    maximize: bool = False,
+) -> LAMBStep: ...
+
+class LARSStep(NamedTuple):
+    p: Any
+    momentum_buffer: Any
+
+def lars(
+    p: Any,
+    g: Any,
+    momentum_buffer: Any = None,
+    *,
+    step: int,
+    in_place: bool = False,
+    lr: float = 0.001,
+    momentum: float = 0.9,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    trust_coefficient: float = 0.001,
+    eps: float = 0.0,
+    loss_scale: float = 1.0,
+    clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
+    trust_clip: bool = False,
+    adapt: bool = True,
+    maximize: bool = False,
+) -> LARSStep: ...
 
 class LionStep(NamedTuple):
     p: Any
@@ -194,6 +261,8 @@ def lion(
     weight_decay: float = 0.0,
     loss_scale: float = 1.0,
     clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
     maximize: bool = False,
 ) -> LionStep: ...
 
@@ -214,6 +283,8 @@ def momentum(
     nesterov: bool = False,
     loss_scale: float = 1.0,
     clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
     maximize: bool = False,
 ) -> MomentumStep: ...
 
@@ -240,6 +311,8 @@ def nadam(
     decoupled_weight_decay: bool = False,
     loss_scale: float = 1.0,
     clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
     maximize: bool = False,
 ) -> NAdamStep: ...
 
@@ -261,6 +334,8 @@ def proximal_adagrad(
     weight_decay: float = 0.0,
     loss_scale: float = 1.0,
     clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
     maximize: bool = False,
 ) -> ProximalAdagradStep: ...
 
@@ -284,6 +359,8 @@ def radam(
     decoupled_weight_decay: bool = False,
     loss_scale: float = 1.0,
     clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
     maximize: bool = False,
 ) -> RAdamStep: ...
 
@@ -310,6 +387,8 @@ def rmsprop(
     centered: bool = False,
     loss_scale: float = 1.0,
     clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
     maximize: bool = False,
     square_avg_init: float = 0.0,
     eps_inside_sqrt: bool = False,
@@ -334,6 +413,8 @@ def rprop(
     step_sizes: tuple[float, float] = (1e-06, 50.0),
     loss_scale: float = 1.0,
     clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
     maximize: bool = False,
     weight_decay: float = 0.0,
 ) -> RpropStep: ...
@@ -356,6 +437,8 @@ def sgd(
     nesterov: bool = False,
     loss_scale: float = 1.0,
     clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
     maximize: bool = False,
     lr_in_momentum: bool = False,
 ) -> SGDStep: ...
@@ -379,6 +462,8 @@ def lazy_adam(
     maximize: bool = False,
     loss_scale: float = 1.0,
     clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    grad_centralization: bool = False,
     weight_decay: float = 0.0,
     nesterov: bool = False,
 ) -> LazyAdamStep: ...

@@ -152,6 +152,16 @@ def changed_rule(rule: Rule, options: Mapping[str, Any]) -> Rule:
     return dataclasses.replace(rule, **{name: value for name, value in options.items() if fields[name].init})
 
 
+def check_norm(rule: Rule, number: int, devices: Iterable[str]) -> None:
+    """Raise RuntimeError where the gradients of a group, of this number, have a norm to take and are apart."""
+    names = sorted(set(devices))
+    if rule.clip_norm and len(names) > 1:
+        raise RuntimeError(
+            f"param group {number} has clip_norm={rule.clip_norm} and gradients on {', '.join(names)}; their norm is "
+            f"taken on one device: make a group of its own for each, or clip before the step."
+        )
+
+
 def scheduled_rule(
     rule: Rule,
     schedules: Mapping[str, Function],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from fusedopt.sparse_gradient import SparseGradient
 
 ALIGNMENT = 256  # bytes: every tensor starts at a multiple, the granularity of a CUDA allocation
+SEGMENT = 4096  # elements that are added up together, in 32 tiles of 128: what the kernel's loops go by
 NO_HISTORY = 0  # the cohort of parameters that no step has been attempted on
 
 
@@ -77,6 +79,10 @@ class Span(Protocol):
         """Elements of the parameter, of the gradient, and of each state."""
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the parameter, in the order in which its elements lie; of several, flat."""
+
+    @property
     def dtypes(self) -> tuple[str, str, str]:
         """dtype names of the parameter, the gradient and the states."""
 
@@ -120,6 +126,11 @@ def offsets_of(sizes: Sequence[int], itemsize: int) -> tuple[list[int], int]:
         offsets.append(end)
         end += -(-size // unit) * unit
     return offsets, end
+
+
+def row_length(shape: tuple[int, ...]) -> int:
+    """Elements of a slice along the first axis of an array of this shape; of a vector there is one slice, itself."""
+    return math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
 
 
 class Presence:
@@ -253,6 +264,10 @@ class ArenaSpan:
         return self.stop - self.start
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return self.arena.parameters[self.first].shape if self.first == self.last else (self.size,)
+
+    @property
     def dtypes(self) -> tuple[str, str, str]:
         name = self.arena.dtype.name
         return name, name, name
@@ -279,10 +294,11 @@ class ArenaSpan:
 
 
 def spans_of(arena: Arena, stepping: np.ndarray[Any, Any]) -> list[ArenaSpan]:
-    """The fewest spans that cover the stepping parameters and nothing else."""
+    """The fewest spans that cover the stepping parameters and nothing else; a rule with sums has one a parameter."""
     runs: list[list[int]] = []
+    merging = not arena.group.rule.stages
     for index in np.flatnonzero(stepping).tolist():
-        if runs and runs[-1][1] == index - 1 and arena.cohorts[index] == arena.cohorts[index - 1]:
+        if merging and runs and runs[-1][1] == index - 1 and arena.cohorts[index] == arena.cohorts[index - 1]:
             runs[-1][1] = index
         else:
             runs.append([index, index])
@@ -295,12 +311,14 @@ def spans_of(arena: Arena, stepping: np.ndarray[Any, Any]) -> list[ArenaSpan]:
 CHUNK_RECORD = np.dtype([("first", "u8"), ("count", "u4"), ("span", "u4")])
 
 
-def chunks_of(counts: Sequence[int], chunk: int) -> np.ndarray[Any, Any]:
+def chunks_of(counts: Sequence[int], chunk: int | Sequence[int]) -> np.ndarray[Any, Any]:
     """Spans of so many elements cut into pieces of at most `chunk`; an empty span has one empty piece."""
-    pieces = np.maximum(1, -(-np.asarray(counts, np.int64) // chunk))
+    longest = np.broadcast_to(np.asarray(chunk, np.int64), len(counts))
+    pieces = np.maximum(1, -(-np.asarray(counts, np.int64) // longest))
     table = np.zeros(int(pieces.sum()), CHUNK_RECORD)
     table["span"] = np.repeat(np.arange(len(counts)), pieces)
     place = np.arange(len(table)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    table["first"] = place * chunk
-    table["count"] = np.minimum(np.asarray(counts, np.int64)[table["span"]] - place * chunk, chunk)
+    longest = longest[table["span"]]
+    table["first"] = place * longest
+    table["count"] = np.minimum(np.asarray(counts, np.int64)[table["span"]] - place * longest, longest)
     return table

@@ -12,7 +12,7 @@ import numpy as np
 
 from fusedopt import state_dict as _state_dict
 from fusedopt.backends import Backend, Plan, backend_of
-from fusedopt.groups import Group, groups_of, of_group, scheduled_rule
+from fusedopt.groups import Group, check_norm, groups_of, of_group, scheduled_rule
 from fusedopt.layout import Arena, ArenaSpan, Changes, device_of, spans_of
 from fusedopt.parameter import Parameter, check_takes_rows
 from fusedopt.rules.rule import Rule, check_declaration
@@ -325,6 +325,7 @@ class Optimizer:
             traced = [self._variant(group.rule) for group in self._groups]
         if changes.gradients != seen.gradients:
             stepping = [arena.presence.stepping for arena in self.arenas()]
+        self._check_norms(stepping)
         if stepping != self._stepping or traced != self._traced:
             spans: dict[str, list[ArenaSpan]] = {}
             before = [arena.cohorts.copy() for arena in self.arenas()]
@@ -343,6 +344,13 @@ class Optimizer:
             for plan in self._plans:
                 plan.refresh()
         self._seen = dataclasses.replace(changes)
+
+    def _check_norms(self, stepping: list[bytes]) -> None:
+        """Raise RuntimeError where the norm of a group would be that of gradients on several devices."""
+        following = iter(stepping)
+        for number, (group, arenas) in enumerate(zip(self._groups, self._arenas)):
+            devices = [arena.memory.device for arena, row in zip(arenas, following) if any(row)]
+            check_norm(group.rule, number, devices)
 
     # --- state
 

@@ -19,6 +19,8 @@ class Adadelta(Optimizer):
         *,
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
     ) -> None: ...
 
@@ -34,6 +36,8 @@ class Adagrad(Optimizer):
         *,
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
         eps_inside_sqrt: bool = False,
         update_accumulator: bool = True,
@@ -51,6 +55,8 @@ class Adam(Optimizer):
         *,
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
         corrected_eps: bool = True,
@@ -70,6 +76,8 @@ class AdamW(Optimizer):
         *,
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
         corrected_eps: bool = True,
         bias_correction: bool = True,
@@ -87,6 +95,8 @@ class Adamax(Optimizer):
         *,
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
         eps_in_denominator: bool = False,
     ) -> None: ...
@@ -103,6 +113,8 @@ class ASGD(Optimizer):
         *,
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
     ) -> None: ...
 
@@ -119,8 +131,49 @@ class FTRL(Optimizer):
         *,
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
         linear_init_from_param: bool = False,
+    ) -> None: ...
+
+class LAMB(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: NumberOrSchedule = 0.001,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: NumberOrSchedule = 1e-06,
+        weight_decay: NumberOrSchedule = 0.01,
+        bias_correction: bool = True,
+        *,
+        loss_scale: NumberOrSchedule = 1.0,
+        clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
+        always_adapt: bool = False,
+        maximize: bool = False,
+    ) -> None: ...
+
+class LARS(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: NumberOrSchedule = 0.001,
+        momentum: NumberOrSchedule = 0.9,
+        dampening: NumberOrSchedule = 0.0,
+        weight_decay: NumberOrSchedule = 0.0,
+        nesterov: bool = False,
+        trust_coefficient: NumberOrSchedule = 0.001,
+        eps: NumberOrSchedule = 0.0,
+        *,
+        loss_scale: NumberOrSchedule = 1.0,
+        clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
+        trust_clip: bool = False,
+        adapt: bool = True,
+        maximize: bool = False,
     ) -> None: ...
 
 class LBFGS(Optimizer):
@@ -146,6 +199,8 @@ class Lion(Optimizer):
         *,
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
     ) -> None: ...
 
@@ -160,6 +215,8 @@ class Momentum(Optimizer):
         *,
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
     ) -> None: ...
 
@@ -192,6 +249,8 @@ class NAdam(Optimizer):
         *,
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
     ) -> None: ...
 
@@ -207,6 +266,8 @@ class ProximalAdagrad(Optimizer):
         *,
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
     ) -> None: ...
 
@@ -222,6 +283,8 @@ class RAdam(Optimizer):
         *,
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
     ) -> None: ...
 
@@ -238,6 +301,8 @@ class RMSprop(Optimizer):
         *,
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
         square_avg_init: NumberOrSchedule = 0.0,
         eps_inside_sqrt: bool = False,
@@ -254,6 +319,8 @@ class Rprop(Optimizer):
         *,
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
         weight_decay: NumberOrSchedule = 0.0,
     ) -> None: ...
@@ -270,6 +337,8 @@ class SGD(Optimizer):
         *,
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
         maximize: bool = False,
         lr_in_momentum: bool = False,
     ) -> None: ...
@@ -285,6 +354,8 @@ class LazyAdam(Optimizer):
         *,
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
         weight_decay: NumberOrSchedule = 0.0,
         nesterov: bool = False,
     ) -> None: ...
@@ -300,4 +371,6 @@ class SparseAdam(Optimizer):
         *,
         loss_scale: NumberOrSchedule = 1.0,
         clip_value: NumberOrSchedule = 0.0,
+        clip_norm: NumberOrSchedule = 0.0,
+        grad_centralization: bool = False,
     ) -> None: ...

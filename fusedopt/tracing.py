@@ -6,13 +6,15 @@ The statements have two consumers, `cuda_text` and `backends.numpy`. Nothing her
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from fusedopt.rules import Rule, Values, power
+from fusedopt.rules import Reduction, Rule, State, Values, power
+from fusedopt.rules.stages import GRADIENT_MEAN, GRADIENT_SQUARE, ROW, Stage
 
 COMPARISONS = {np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal}
 ARITHMETIC = {np.add, np.subtract, np.multiply, np.divide, np.negative, np.sqrt, np.absolute, np.floor}
@@ -32,7 +34,8 @@ OPERATORS = {
     np.not_equal: "{} != {}",
 }
 WHERE, INPUT, CONSTANT = "where", "input", "constant"
-PREPARING = ("grad_scale", "clip_value")  # constants that prepare the gradient
+# Names in c and r of what prepares the gradient.
+PREPARING = ("grad_scale", "clip_value", "norm_scale", GRADIENT_SQUARE, GRADIENT_MEAN)
 
 
 class TracingError(TypeError):
@@ -65,19 +68,38 @@ class Program:
     statements: tuple[Statement, ...]
     results: Mapping[str, int]
 
+    @functools.cached_property
+    def needed(self) -> frozenset[int]:
+        """Numbers of the statements that some result is made of."""
+        needed = set(self.results.values())
+        for number in reversed(range(len(self.statements))):
+            if number in needed:
+                needed |= set(self.statements[number].operands)
+        return frozenset(needed)
+
+    @functools.cached_property
+    def inputs(self) -> frozenset[str]:
+        """Names of the inputs that some result is made of."""
+        return frozenset(s.value for n, s in enumerate(self.statements) if s.operation == INPUT and n in self.needed)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Traced:
-    """A rule with its flags fixed, as two programs.
+    """One launch of a rule with its flags fixed, as two programs: the update, or one of the stages before it.
 
     Attributes:
         title: The rule and its flags, as one writes them.
-        prologue: `constants`: inputs `h.lr`, `h.betas[0]`, ..., `step`, `grad_scale`, `a.name`; results by name.
-        body: `update`: inputs `p`, `g`, `s.name`, `c.name`; results `p`, the unscaled `g`, and each state by name.
+        prologue: `constants`: inputs `h.lr`, `h.betas[0]`, ..., `step`, `grad_scale`, `a.name`, and `r.name`, the sums
+            that earlier stages took; results by name.
+        body: `update`: inputs `p`, `g`, `s.name`, `c.name`, and `r.name`, the means that earlier stages took of the
+            rows; results `p`, the unscaled `g`, and each state by name. Of a stage: the terms by name.
         constants: Names of the numbers that the prologue hands to the body.
         states: Names of the state arrays, in order.
         scalar_state: Names of the scalar states, in order.
         advanced: Those of them that the prologue gives a new value.
+        stage: What it is, where it is a stage.
+        stages: Of an update, those before it.
+        found: The results of earlier stages in order: name, and over what.
     """
 
     title: str
@@ -87,6 +109,35 @@ class Traced:
     states: tuple[str, ...]
     scalar_state: tuple[str, ...]
     advanced: tuple[str, ...]
+    stage: Stage | None = None
+    stages: tuple[Traced, ...] = ()
+    found: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """What a stage sums."""
+        return () if self.stage is None else self.stage.names
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The means of rows that the body may read."""
+        return tuple(name for name, over in self.found if over == ROW)
+
+    @property
+    def arrays(self) -> list[str]:
+        """What the body reads and makes of elements: the inputs by their names, then the terms of a stage."""
+        states, rows, terms = ([f"{of}.{name}" for name in names] for of, names in self._named)
+        return ["p", "g", *states, *rows, *terms]
+
+    @property
+    def _named(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        return ("s", self.states), ("r", self.rows), ("t", self.terms)
+
+    @property
+    def results(self) -> dict[str, int]:
+        """The results of the body by their places in `arrays`' names."""
+        kind = "s" if self.stage is None else "t"
+        return {name if name in ("p", "g") else f"{kind}.{name}": n for name, n in self.body.results.items()}
 
 
 class _Trace:
@@ -283,15 +334,22 @@ def _kinds(value: Any) -> str:
 
 def _check_names(cls: type[Rule]) -> None:
     """Raise TracingError unless each state and scalar state has a name of its own, and hangs on a flag that exists."""
-    names = [*(state.name for state in cls.all_states()), *cls.scalar_state]
+    kinds = {**{state.name: "state" for state in cls.all_states()}, **dict.fromkeys(cls.scalar_state, "state")}
+    names = [*(state.name for state in cls.all_states()), *cls.scalar_state, *(sum.name for sum in cls.reductions)]
     for name in names:
         if not name.isidentifier() or names.count(name) > 1 or name in ("p", "g", *PREPARING, cls.step_key):
-            raise TracingError(f"{cls.__name__}: a state is named {name!r}, which is taken or no name; choose another.")
-    for state in cls.all_states():
-        if state.when is not None and state.when not in cls.switches():
+            kind = kinds.get(name, "reduction")
             raise TracingError(
-                f"{cls.__name__}: state {state.name!r} depends on {state.when!r}, no flag or switch of the rule."
+                f"{cls.__name__}: a {kind} is named {name!r}, which is taken or no name; choose another."
             )
+    conditional: list[State | Reduction] = [*cls.all_states(), *cls.reductions]
+    for one in conditional:
+        if one.when is not None and one.when not in cls.switches():
+            raise TracingError(
+                f"{cls.__name__}: {type(one).__name__.lower()} {one.name!r} depends on {one.when!r}, no flag or switch "
+                f"of the rule."
+            )
+    for state in cls.all_states():
         if isinstance(state.initial, str) and state.initial not in cls.number_names():
             raise TracingError(
                 f"{cls.__name__}: state {state.name!r} starts from {state.initial!r}, no number of the rule's."
@@ -299,11 +357,31 @@ def _check_names(cls: type[Rule]) -> None:
 
 
 def _trace(rule: Rule) -> Traced:
-    cls, truths = type(rule), dict(rule.flags)
+    cls = type(rule)
     _check_names(cls)
     shown = rule.shown()
     title = f"{cls.__name__}({', '.join(f'{name}={value}' for name, value in rule.flags if name in shown)})"
+    found: list[tuple[str, str]] = []
+    stages: list[Traced] = []
+    for stage in rule.stages:
+        stages.append(_launch(rule, title, tuple(found), stage))
+        found += [(name, stage.over) for name in stage.names]
+    return dataclasses.replace(_launch(rule, title, tuple(found), None), stages=tuple(stages))
 
+
+def _launch(rule: Rule, title: str, found: tuple[tuple[str, str], ...], stage: Stage | None) -> Traced:
+    """A stage, or the update."""
+    names = type(rule).scalar_state
+    prologue = _prologue(rule, [name for name, over in found if over != ROW])
+    constants = tuple(name for name in prologue.results if name not in names)
+    rows = [name for name, over in found if over == ROW]
+    body = _update(rule, title, constants, rows) if stage is None else _terms(rule, constants, rows, stage)
+    advanced = tuple(name for name in prologue.results if name in names and stage is None)
+    return Traced(title, prologue, body, constants, rule.kept_states, tuple(names), advanced, stage=stage, found=found)
+
+
+def _prologue(rule: Rule, sums: Iterable[str]) -> Program:
+    cls, truths = type(rule), dict(rule.flags)
     trace = _Trace(f"{cls.__name__}.scalars", elementwise=False)
     numbers: dict[str, Any] = {}
     for name in cls.number_names():
@@ -315,23 +393,30 @@ def _trace(rule: Rule) -> Traced:
     own = symbolic.scalars(step, a)
     if not isinstance(own, Values):
         raise TracingError(f"{trace.what} must return Values(name=...), got {type(own).__name__}.")
-    scalars = symbolic.constants(step, a, grad_scale)
+    scalars = symbolic.constants(step, a, grad_scale, _Inputs(trace, "r", sums, uniform=True))
     for name in set(vars(own)) & set(PREPARING):
         raise TracingError(f"{trace.what} returns {name}, which every rule has; choose another name.")
     results = {name: trace.symbol(value).number for name, value in vars(scalars).items()}
-    prologue = Program(tuple(trace.statements), results)
-    advanced = tuple(name for name in results if name in cls.scalar_state)
-    constants = tuple(name for name in results if name not in cls.scalar_state)
+    return Program(tuple(trace.statements), results)
 
-    trace = _Trace(f"{cls.__name__}.update", elementwise=True)
+
+def _elements(rule: Rule, method: str, constants: Iterable[str], rows: Iterable[str]) -> tuple[Any, ...]:
+    """A trace of elements; the rule without numbers; and p, the unscaled g, s and c."""
+    cls, truths = type(rule), dict(rule.flags)
+    trace = _Trace(f"{cls.__name__}.{method}", elementwise=True)
     p, g = trace.input("p", uniform=False), trace.input("g", uniform=False)
-    states = rule.kept_states
-    s, c = _Inputs(trace, "s", states, uniform=False), _Inputs(trace, "c", constants, uniform=True)
+    s, c = _Inputs(trace, "s", rule.kept_states, uniform=False), _Inputs(trace, "c", constants, uniform=True)
+    vars(c).update({name: trace.input(f"r.{name}", uniform=False) for name in rows})
     hidden = [
         Unavailable(f"{trace.what} reads the hyperparameter {name}", truths.get(name)) for name in cls.number_names()
     ]
     symbolic = rule.with_numbers(hidden)
-    unscaled = symbolic.unscaled(g, c)
+    return trace, symbolic, p, symbolic.unscaled(g, c), s, c
+
+
+def _update(rule: Rule, title: str, constants: Iterable[str], rows: Iterable[str]) -> Program:
+    trace, symbolic, p, unscaled, s, c = _elements(rule, "update", constants, rows)
+    states = rule.kept_states
     returned = symbolic.update(p, symbolic.prepared(unscaled, c), s, c)
     if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], Values):
         raise TracingError(f"{trace.what} must return the new parameter and Values(state=...), got {_kinds(returned)}.")
@@ -341,10 +426,21 @@ def _trace(rule: Rule) -> Traced:
             f"{trace.what} must return exactly its states ({', '.join(states) or 'none'}) for {title}, "
             f"got {', '.join(vars(new)) or 'none'}."
         )
-    results = {"p": trace.symbol(p).number, "g": unscaled.number}
-    results |= {name: trace.symbol(getattr(new, name)).number for name in states}
-    for name, number in results.items():
+    return _program(trace, {"p": p, "g": unscaled} | {name: getattr(new, name) for name in states})
+
+
+def _terms(rule: Rule, constants: Iterable[str], rows: Iterable[str], stage: Stage) -> Program:
+    trace, symbolic, p, unscaled, s, c = _elements(rule, "terms", constants, rows)
+    terms = symbolic.summed(stage, p, unscaled, s, c)
+    if not isinstance(terms, Values) or set(vars(terms)) != set(stage.names):
+        kind = ", ".join(vars(terms)) if isinstance(terms, Values) else _kinds(terms)
+        raise TracingError(f"{trace.what} must return Values of {', '.join(stage.names)}, got {kind or 'none'}.")
+    return _program(trace, {name: getattr(terms, name) for name in stage.names})
+
+
+def _program(trace: _Trace, results: Mapping[str, Any]) -> Program:
+    numbers = {name: trace.symbol(value).number for name, value in results.items()}
+    for name, number in numbers.items():
         if trace.statements[number].boolean:
             raise TracingError(f"{trace.what} returns a truth value for {name}; it must return numbers.")
-    body = Program(tuple(trace.statements), results)
-    return Traced(title, prologue, body, constants, states, tuple(cls.scalar_state), advanced)
+    return Program(tuple(trace.statements), numbers)

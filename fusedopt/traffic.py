@@ -12,7 +12,7 @@ class Traffic:
     """Names of the arrays of a step: `p`, `g` and the states.
 
     Attributes:
-        read: Those that some result is made of.
+        read: Those that some result is made of; those that a stage reads before the update are there once more.
         written: Those that get another value. The gradient is none of them.
     """
 
@@ -36,4 +36,5 @@ def traffic(traced: Traced) -> Traffic:
             needed |= set(statements[number].operands)
     arrays = ("p", "g", *traced.states)
     read = {names[number] for number in needed if number in names}
-    return Traffic(tuple(a for a in arrays if a in read), tuple(a for a in arrays if a in written))
+    summed = [a for stage in traced.stages for a in arrays if {a, f"s.{a}"} & stage.body.inputs]
+    return Traffic((*summed, *(a for a in arrays if a in read)), tuple(a for a in arrays if a in written))

@@ -1,7 +1,9 @@
 // One launch updates every tensor of every group. The host writes what to do as chunks; a block takes chunk after chunk.
+// Where a rule needs sums over its tensors, launches before it take them: fused_sums, at the end.
 #include "arithmetic.cuh"
 #include "storage.cuh"
-#include "rule.cuh"  // the traced rules: Variant0, Variant1, ... and EACH_VARIANT
+#include "rule.cuh"  // the traced rules: Variant0, Variant1, ... and EACH_VARIANT; their stages and EACH_STAGE
+#include "reductions.cuh"
 
 #ifndef SHARED
 #define SHARED(Type, name) __shared__ Type name
@@ -37,14 +39,18 @@ struct Launch {
   const float* found_inf;             // may be null
   unsigned long long count;           // of chunks
   unsigned long long write_back;      // whether gradients are left divided by the scale
+  const Reduced* reduced;             // one for each span; null where no rule has stages
+  unsigned long long stage;           // which of the stages this launch is
 };
 
 // What a block keeps while it stays in one span.
 struct Shared {
   Span span;
-  double hyperparameters[HYPERPARAMETERS + 1];  // + 1: an array of none is no C++
+  // An even number, and not none: after an odd one, doubles of AdamW with amsgrad spill on sm_100.
+  double hyperparameters[HYPERPARAMETERS / 2 * 2 + 2];
   double next[1 + SCALARS];     // the counter's values after this step
   double constants[CONSTANTS];  // a Variant::Constants
+  Sums sums;
 };
 
 // Pointers and constants are read from shared memory each time: kept in registers, they would be up to 40 of the 64.
@@ -74,7 +80,8 @@ __device__ inline void prepare(const Launch& launch, Shared& shared) {
   shared.next[0] = before[0] + 1;
   Constants constants;
   const double grad_scale = launch.grad_scale ? *launch.grad_scale : 1.0f;
-  Variant::scalars(shared.hyperparameters, shared.next[0], grad_scale, before + 1, constants, shared.next + 1);
+  Variant::scalars(shared.hyperparameters, shared.next[0], grad_scale, before + 1, shared.sums.values, constants,
+                   shared.next + 1);
   *reinterpret_cast<Constants*>(shared.constants) = constants;
 }
 
@@ -84,6 +91,21 @@ struct Elements {
   typedef typename Variant::real real;
   static constexpr unsigned WIDTH = sizeof(real) == 8 ? 2 : 4;
   real p[WIDTH], g[WIDTH], s[Variant::states + 1][WIDTH];  // + 1: an array of none is no C++
+  real means[RESULTS][WIDTH];                              // of the rows of the elements
+
+  __device__ void load_means(const Reduced& reduced, unsigned long long first, unsigned lanes) {
+    if constexpr (Variant::spread != 0) ::load_means<Variant>(reduced, first, means, lanes);
+  }
+
+  // What a stage sums of one element.
+  __device__ void terms(const typename Variant::Constants& constants, unsigned lane, real* terms) const {
+    real of_lane[Variant::states + 1], of_row[RESULTS];
+#pragma unroll
+    for (int k = 0; k < Variant::states; k++) of_lane[k] = s[k][lane];
+#pragma unroll
+    for (int k = 0; k < RESULTS; k++) of_row[k] = means[k][lane];
+    Variant::terms_of(constants, p[lane], g[lane], of_lane, of_row, terms);
+  }
 
   __device__ void update(const typename Variant::Constants& constants) {
 #pragma unroll
@@ -91,7 +113,11 @@ struct Elements {
       real of_lane[Variant::states + 1];
 #pragma unroll
       for (int k = 0; k < Variant::states; k++) of_lane[k] = s[k][lane];
-      Variant::update(constants, p[lane], g[lane], of_lane);
+      real of_row[RESULTS] = {};
+#pragma unroll
+      for (int k = 0; k < RESULTS; k++)
+        if (Variant::spread >> k & 1) of_row[k] = means[k][lane];
+      Variant::update(constants, p[lane], g[lane], of_lane, of_row);
 #pragma unroll
       for (int k = 0; k < Variant::states; k++) s[k][lane] = of_lane[k];
       if (sizeof(real) == 8) forget_shared_memory();  // one after the other: two doubles at once spill
@@ -116,10 +142,13 @@ struct Streams {
       state[k] = global(static_cast<typename Variant::State*>(span.state[k])) + first;
   }
 
+  // Bits of Variant::reads: the parameter, the gradient, each state.
+  static __device__ constexpr bool reads(int stream) { return Variant::reads >> stream & 1; }
+
   __device__ bool aligned() const {
-    bool all = ::aligned<WIDTH>(parameter) && ::aligned<WIDTH>(gradient);
+    bool all = (!reads(0) || ::aligned<WIDTH>(parameter)) && (!reads(1) || ::aligned<WIDTH>(gradient));
 #pragma unroll
-    for (int k = 0; k < Variant::states; k++) all = all && ::aligned<WIDTH>(state[k]);
+    for (int k = 0; k < Variant::states; k++) all = all && (!reads(2 + k) || ::aligned<WIDTH>(state[k]));
     return all;
   }
 
@@ -131,10 +160,11 @@ struct Streams {
   }
 
   template <class... Lanes> __device__ void load(Elements<Variant>& elements, Lanes... lanes) const {
-    ::load(parameter, elements.p, lanes...);
-    ::load(gradient, elements.g, lanes...);
+    if (reads(0)) ::load(parameter, elements.p, lanes...);
+    if (reads(1)) ::load(gradient, elements.g, lanes...);
 #pragma unroll
-    for (int k = 0; k < Variant::states; k++) ::load(state[k], elements.s[k], lanes...);
+    for (int k = 0; k < Variant::states; k++)
+      if (reads(2 + k)) ::load(state[k], elements.s[k], lanes...);
   }
 
   template <class... Lanes> __device__ void store(const Elements<Variant>& elements, Lanes... lanes) const {
@@ -152,6 +182,7 @@ __device__ inline void sweep(const Launch& launch, const Chunk& chunk, Shared& s
   unsigned i = 4 * threadIdx.x;
   if (entered) {  // memory is at work while one thread computes the constants
     if (i < chunk.count) Streams<Variant>(shared.span, chunk.first + i).prefetch();
+    if constexpr (Variant::summed != 0) add_up<Variant>(shared.sums);
     if (threadIdx.x < 32) read_hyperparameters(launch, shared);
     if (threadIdx.x == 0) prepare<Variant>(launch, shared);
     __syncthreads();
@@ -164,6 +195,7 @@ __device__ inline void sweep(const Launch& launch, const Chunk& chunk, Shared& s
     Elements<Variant> elements;
     const Streams<Variant> from(shared.span, chunk.first + i);
     wide ? from.load(elements) : from.load(elements, lanes);
+    elements.load_means(shared.sums.reduced, chunk.first + i, lanes);
     elements.update(constants);
     forget_shared_memory();
     const Streams<Variant> to(shared.span, chunk.first + i);
@@ -172,19 +204,32 @@ __device__ inline void sweep(const Launch& launch, const Chunk& chunk, Shared& s
   }
 }
 
+// A block's first look at a span. Nobody is in the one before any more.
+__device__ inline void enter(const Launch& launch, unsigned span, Shared& shared) {
+  if (threadIdx.x == 0) {
+    shared.span = launch.spans[span];
+    if (STAGES) shared.sums.reduced = launch.reduced[span];
+  }
+  __syncthreads();
+}
+
+// What shared memory holds at first is no sum of anything.
+__device__ inline void forget_sums(Shared& shared) {
+  if (STAGES && threadIdx.x == 0)
+    for (int i = 0; i < RESULTS; i++) shared.sums.of[i] = nullptr;
+}
+
 // 256 threads, 4 blocks a multiprocessor: 64 registers a thread.
 extern "C" __global__ void __launch_bounds__(256, 4) fused_step(const Launch launch) {
   SHARED(Shared, shared);
   if (launch.found_inf && *launch.found_inf != 0) return;  // a skipped step changes nothing, the counters included
+  forget_sums(shared);
   unsigned current = ~0u;
   for (unsigned long long c = blockIdx.x; c < launch.count; c += gridDim.x) {
     const Chunk chunk = launch.chunks[c];
     const bool entered = chunk.span != current;
     current = chunk.span;
-    if (entered) {
-      if (threadIdx.x == 0) shared.span = launch.spans[chunk.span];
-      __syncthreads();
-    }
+    if (entered) enter(launch, chunk.span, shared);
     const Span& span = shared.span;
     switch (span.variant) {
 #define SWEEP(Variant) sweep<Variant>(launch, chunk, shared, entered)
@@ -205,3 +250,5 @@ extern "C" __global__ void __launch_bounds__(256, 4) fused_step(const Launch lau
     }
   }
 }
+
+#include "fused_sums.cuh"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fusedopt
+import plain_sums
 import references
 from fusedopt.backends.device import CHUNK
 from fusedopt.rules import Rule, Values
@@ -181,6 +182,9 @@ ADAMS_OWN = (
     {"nesterov": True},
     {"corrected_eps": False, "nesterov": True},
 )
+
+INFINITE_NORM = "an infinite parameter makes the norm infinite, and with it every step"
+OF_THE_TENSOR = "what happens to an element depends on its tensor's others"
 
 CASES = (
     Case(
@@ -507,6 +511,44 @@ CASES = (
         ),
         bytes_moved=20,
     ),
+    Case(
+        fusedopt.LAMB,
+        references.LAMB,
+        main={"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1},
+        choices={"weight_decay": (0.1, 0.0), "always_adapt": (False, True), "maximize": (False, True)},
+        first_move=_adam_first_move,
+        coasts=lambda options: True,
+        golden=(
+            Golden(
+                {"lr": 0.01, "weight_decay": 0.01},
+                (0.965163224935, -2.00001168104, 0.467554894528, 0.234739145843),
+            ),
+        ),
+        unlike={"infinity stays": INFINITE_NORM, "float32 is near float64": OF_THE_TENSOR},
+    ),
+    Case(
+        fusedopt.LARS,
+        references.LARS,
+        main={"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "trust_coefficient": 0.1, "eps": 0.01},
+        choices={
+            "momentum": (0.9, 0.0),
+            "weight_decay": (0.01, 0.0),
+            "nesterov": (False, True),
+            "trust_clip": (False, True),
+            "adapt": (True, False),
+        },
+        first_move=lambda g, options: (
+            -options["lr"] * (1 + (options["momentum"] if options.get("nesterov") else 0)) * g
+        ),
+        coasts=lambda options: options["momentum"] != 0,
+        golden=(
+            Golden(
+                {"lr": 0.1, "weight_decay": 0.01},
+                (0.999820231263, -1.99996685389, 0.499379932575, 0.249802449072),
+            ),
+        ),
+        unlike={"infinity stays": INFINITE_NORM, "float32 is near float64": OF_THE_TENSOR},
+    ),
 )
 
 
@@ -604,31 +646,58 @@ def assert_same_bits(actual: np.ndarray, expected: np.ndarray, what: str = "") -
 
 
 class Plain:
-    """A parameter updated by calling its rule's two functions on whole arrays: what every backend equals to the bit.
+    """A parameter updated by calling its rule's functions on whole arrays: what every backend equals to the bit.
 
     Halves are widened before the update and rounded once after it.
     """
 
     def __init__(self, rule: Rule, parameter: np.ndarray) -> None:
-        self.rule, self.parameter, self.step = rule, parameter.copy(), 0
+        self.rule, self.parameter, self.step = rule.form(parameter.shape), parameter.copy(), 0
         initial = {state.name: rule.initial(state) for state in rule.all_states()}
         self.states = {name: np.full_like(parameter, initial[name]) for name in rule.kept_states}
         self.scalar_state = {name: np.float64(value) for name, value in rule.scalar_state.items()}
         self.real = np.float64 if parameter.dtype == np.float64 else np.float32
 
-    def update(self, gradient: np.ndarray, grad_scale: float = 1.0) -> None:
+    def update(self, gradient: np.ndarray, grad_scale: float = 1.0, group_square: np.float64 | None = None) -> None:
+        """One step; `group_square` is the sum of the squares of its group's gradients where that is not its own."""
         real, dtype = self.real, self.parameter.dtype
         self.step += 1
         with np.errstate(all="ignore"):
             scale = np.float64(np.float32(grad_scale))  # as the kernel reads it
-            scalars = vars(self.rule.in_float64().constants(np.float64(self.step), Values(**self.scalar_state), scale))
-            self.scalar_state |= {name: scalars.pop(name) for name in self.scalar_state if name in scalars}
-            constants = Values(**{name: real(value) for name, value in scalars.items()})
-            states = Values(**{name: array.astype(real) for name, array in self.states.items()})
+            p, states = self.parameter.astype(real), {name: array.astype(real) for name, array in self.states.items()}
+            sums, means = {}, {}
+            for stage in self.rule.stages:
+                constants, _ = self._constants(scale, sums, means)
+                unscaled = self.rule.unscaled(gradient.astype(real), constants)
+                terms = self.rule.summed(stage, p, unscaled, Values(**states), constants)
+                for name, elements in vars(terms).items():
+                    assert elements.dtype == real, f"{name} is of {elements.dtype}"
+                    if stage.over == "row":
+                        means[name] = plain_sums.row_means(elements)
+                    else:
+                        sums[name] = plain_sums.total(plain_sums.segment_sums(elements.ravel()))
+                if stage.over == "group" and group_square is not None:
+                    sums |= dict.fromkeys(stage.names, group_square)
+            constants, scalars = self._constants(scale, sums, means)
+            self.scalar_state |= {name: scalars[name] for name in self.scalar_state if name in scalars}
             gradient = self.rule.prepared(self.rule.unscaled(gradient.astype(real), constants), constants)
-            parameter, new = self.rule.update(self.parameter.astype(real), gradient, states, constants)
+            parameter, new = self.rule.update(p, gradient, Values(**states), constants)
             self.parameter = self._stored(parameter, dtype)
             self.states = {name: self._stored(getattr(new, name), dtype) for name in self.states}
+
+    def squares(self, gradient: np.ndarray, grad_scale: float = 1.0) -> list[float]:
+        """Sums of the squares of the unscaled gradient, one a segment."""
+        with np.errstate(all="ignore"):
+            scale = Values(grad_scale=self.real(np.float64(np.float32(grad_scale)) * self.rule.loss_scale))
+            unscaled = self.rule.unscaled(gradient.astype(self.real), scale)
+            return plain_sums.segment_sums((unscaled * unscaled).ravel())
+
+    def _constants(self, scale: float, sums: Mapping[str, Any], means: Mapping[str, Any]) -> tuple[Values, Any]:
+        """c as `update` has it, and the same numbers in float64."""
+        rule, a = self.rule.in_float64(), Values(**self.scalar_state)
+        scalars = vars(rule.constants(np.float64(self.step), a, scale, Values(**sums)))
+        rounded = {name: self.real(value) for name, value in scalars.items() if name not in self.scalar_state}
+        return Values(**rounded, **means), scalars
 
     def _stored(self, value: Any, dtype: np.dtype) -> np.ndarray:
         if not isinstance(value, (int, float)) or isinstance(value, np.generic):
@@ -643,14 +712,21 @@ class Both:
         self.array = array
         ours = [[fusedopt.Parameter(array(values)) for values in arrays] for _, arrays in groups]
         self.parameters = [parameter for some in ours for parameter in some]
-        self.plains = [Plain(optimizer.rule(**options), values) for options, arrays in groups for values in arrays]
+        self.groups = [[Plain(optimizer.rule(**options), values) for values in arrays] for options, arrays in groups]
+        self.plains = [plain for some in self.groups for plain in some]
         entries = zip(ours, groups, strict=True)
         self.optimizer = optimizer([{"params": some, **options} for some, (options, _) in entries])
 
     def step(self, gradients, grad_scale=None):
-        for parameter, plain, gradient in zip(self.parameters, self.plains, gradients, strict=True):
+        scale, following = 1.0 if grad_scale is None else grad_scale, iter(gradients)
+        for group in self.groups:
+            some = list(zip(group, following))
+            clips = any(plain.rule.clip_norm for plain in group)
+            squares = [square for plain, g in some for square in plain.squares(g, scale)] if clips else []
+            for plain, gradient in some:
+                plain.update(gradient, scale, plain_sums.total(squares) if clips else None)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = self.array(gradient)
-            plain.update(gradient, 1.0 if grad_scale is None else grad_scale)
         self.optimizer.step(grad_scale=grad_scale)
 
     def replace_states(self, seed, values=extreme):

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from emulator.build import build, launch
-from fusedopt.backends.cpu import aligned_zeros
 from fusedopt.backends.device import DeviceBackend
+from fusedopt.backends.scratch import aligned_zeros
 
 
 class EmulatedArray(np.ndarray):
@@ -90,9 +90,9 @@ class EmulatedSurface:
             np.asarray(to).view(np.uint8)[: source.nbytes] = source
         self._pending = [item for item in self._pending if item[0] > until]
 
-    def kernel(self, source: str, headers: dict[str, str]) -> Any:
+    def kernel(self, source: str, headers: dict[str, str], name: str) -> Any:
         texts = self.edit({"fused_step.cu": source, **headers})
-        return build(texts.pop("fused_step.cu"), texts, sanitize=self.sanitize)
+        return build(texts.pop("fused_step.cu"), texts, sanitize=self.sanitize), name
 
     def capturing(self) -> bool:
         return self.graph is not None
@@ -104,7 +104,7 @@ class EmulatedSurface:
             return
         self._carry_out()
         self.launches.append(arguments.copy())
-        launch(kernel, "fused_step", self.grid or blocks, self.threads, arguments.tobytes(), self.order)
+        launch(*kernel, self.grid or blocks, self.threads, arguments.tobytes(), self.order)
 
 
 for number, kind in enumerate((EmulatedArray, OtherArray)):

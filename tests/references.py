@@ -7,17 +7,22 @@ import torch
 
 
 def written_out(
-    name: str, defaults: dict[str, Any], update: Callable[..., torch.Tensor]
+    name: str,
+    defaults: dict[str, Any],
+    update: Callable[..., torch.Tensor],
+    check: Callable[[dict[str, Any]], None] = lambda options: None,
 ) -> type[torch.optim.Optimizer]:
     """An optimizer of torch.
 
     Args:
         defaults: Its options, with `maximize` or without.
         update: (p, g, state, step, options) -> the new parameter; it makes and changes the state itself.
+        check: Raises ValueError for options that do not go together.
     """
 
     class WrittenOut(torch.optim.Optimizer):
         def __init__(self, params: Any, **options: Any) -> None:
+            check(defaults | options)
             super().__init__(params, defaults | options)
 
         @torch.no_grad()
@@ -44,6 +49,71 @@ def _lion(p: Any, g: Any, state: dict[str, Any], step: float, options: dict[str,
 
 
 Lion = written_out("Lion", {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0, "maximize": False}, _lion)
+
+
+def _lamb(p: Any, g: Any, state: dict[str, Any], step: float, options: dict[str, Any]) -> torch.Tensor:
+    (beta1, beta2), decay = options["betas"], options["weight_decay"]
+    m = state["exp_avg"] = beta1 * state.get("exp_avg", torch.zeros_like(p)) + (1 - beta1) * g
+    v = state["exp_avg_sq"] = beta2 * state.get("exp_avg_sq", torch.zeros_like(p)) + (1 - beta2) * g**2
+    if options["bias_correction"]:
+        m, v = m / (1 - beta1**step), v / (1 - beta2**step)
+    u = m / (v.sqrt() + options["eps"]) + decay * p
+    adapts = (decay != 0 or options["always_adapt"]) and p.norm() > 0 and u.norm() > 0
+    return p - options["lr"] * (p.norm() / u.norm() if adapts else 1.0) * u
+
+
+LAMB = written_out(
+    "LAMB",
+    {
+        "lr": 1e-3,
+        "betas": (0.9, 0.999),
+        "eps": 1e-6,
+        "weight_decay": 0.01,
+        "bias_correction": True,
+        "always_adapt": False,
+        "maximize": False,
+    },
+    _lamb,
+)
+
+
+def _lars(p: Any, g: Any, state: dict[str, Any], step: float, options: dict[str, Any]) -> torch.Tensor:
+    lr, decay, momentum, ratio = options["lr"], options["weight_decay"], options["momentum"], 1.0
+    if options["adapt"]:
+        if p.norm() > 0 and g.norm() > 0:
+            ratio = options["trust_coefficient"] * p.norm() / (g.norm() + decay * p.norm() + options["eps"])
+        ratio = min(ratio / lr, 1.0) if options["trust_clip"] and lr else ratio
+    d = ratio * (g + decay * p)
+    if momentum:
+        first = "momentum_buffer" not in state
+        b = d if first else momentum * state["momentum_buffer"] + (1 - options["dampening"]) * d
+        state["momentum_buffer"] = b
+        d = d + momentum * b if options["nesterov"] else b
+    return p - lr * d
+
+
+def _check_nesterov(options: dict[str, Any]) -> None:
+    if options["nesterov"] and (options["momentum"] <= 0 or options["dampening"] != 0):
+        raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+
+
+LARS = written_out(
+    "LARS",
+    {
+        "lr": 1e-3,
+        "momentum": 0.9,
+        "dampening": 0.0,
+        "weight_decay": 0.0,
+        "nesterov": False,
+        "trust_coefficient": 1e-3,
+        "eps": 0.0,
+        "trust_clip": False,
+        "adapt": True,
+        "maximize": False,
+    },
+    _lars,
+    _check_nesterov,
+)
 
 
 def _momentum(p: Any, g: Any, state: dict[str, Any], step: float, options: dict[str, Any]) -> torch.Tensor:

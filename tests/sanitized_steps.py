@@ -14,6 +14,7 @@ from step_checks import (
     check_mixed,
     check_one,
     check_skipping,
+    check_stages,
 )
 
 
@@ -21,6 +22,7 @@ def run_under_address(array: type[EmulatedArray]) -> None:
     check_one(array)
     check_skipping(array)
     check_counting(array)
+    check_stages(array)
     for dtype in DTYPES:
         check_misaligned(array, dtype)
     for geometry in ((1, 64, 0), (3, 256, 1), (50, 32, 7)):
@@ -29,6 +31,7 @@ def run_under_address(array: type[EmulatedArray]) -> None:
 
 def run_under_thread(array: type[EmulatedArray]) -> None:  # some hundred times slower: few launches
     check_mixed(array, (6, 64, 0))
+    check_stages(array)
     check_mixed(array, (64, 32, 0), chunk=1024)  # a chunk a block: each one's last atomic is its first
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -100,30 +101,36 @@ class Session:
     """Some steps of one optimizer.
 
     Attributes:
-        groups: Each one's options and dtype; it has a parameter of each of `sizes`.
+        groups: Each one's options and dtype; it has a parameter of each of `sizes`, which may be shapes.
         scalars: `grad_scale` and `found_inf` of each step, as keywords.
         without: Every so many steps each parameter in turn has no gradient; 0 is never.
+        values: Makes parameters and gradients, of a size, a dtype and a seed.
     """
 
     optimizer: type[fusedopt.Optimizer]
     groups: tuple[tuple[Mapping[str, Any], str], ...]
-    sizes: Sequence[int] = SIZES
+    sizes: Sequence[int | tuple[int, ...]] = SIZES
     scalars: Sequence[Mapping[str, Any]] = ({}, {"grad_scale": 3.0}, {})
     without: int = 0
+    values: Callable[[int, str, int], np.ndarray] = values
 
     def after(self, array: type[np.ndarray]) -> dict[str, np.ndarray]:
         """Every parameter, state and counter after the steps, by name, on the host."""
         entries, parameters = [], []
         for options, dtype in self.groups:
-            some = [fusedopt.Parameter(values(size, dtype, seed).view(array)) for seed, size in enumerate(self.sizes)]
+            arrays = [
+                self.values(math.prod(np.atleast_1d(size)), dtype, seed).reshape(size)
+                for seed, size in enumerate(self.sizes)
+            ]
+            some = [fusedopt.Parameter(values.view(array)) for values in arrays]
             entries.append({"params": some, **options})
             parameters += some
         optimizer = self.optimizer(entries)
         for number, scalars in enumerate(self.scalars):
             for i, parameter in enumerate(parameters):
                 absent = self.without and (number + i) % self.without == 0
-                gradient = values(parameter.size, parameter.dtype.name, 1000 * (number + 1) + i)
-                parameter.grad = None if absent else gradient.view(array)
+                gradient = self.values(parameter.size, parameter.dtype.name, 1000 * (number + 1) + i)
+                parameter.grad = None if absent else gradient.reshape(parameter.shape).view(array)
             optimizer.step(**scalars)
         host = next(optimizer.arenas()).memory.host
         found = {f"parameter {i}": host(parameter.data) for i, parameter in enumerate(parameters)}
@@ -156,6 +163,33 @@ SKIPPING = Session(
     scalars=({}, {"found_inf": 2.0}, {"found_inf": 0.0}, {"found_inf": np.inf}, {"found_inf": -0.0}),
 )
 COUNTING = Session(NAdamOptimizer, (({}, "float32"), ({"beta": 0.5}, "float64")), (0, 7, 300), [{}] * 40, without=3)
+
+
+def ordinary(size: int, dtype: str, seed: int) -> np.ndarray:
+    """Numbers of which no norm is infinite, which would hide what a step does."""
+    return np.random.default_rng([seed, size]).standard_normal(size).astype(dtype)
+
+
+# Of SGD, which has the least beside them: all three stages of a step, over rows and tensors of more than a segment.
+STAGED = Session(
+    fusedopt.LARS,
+    (
+        ({"clip_norm": 1.0, "grad_centralization": True, "weight_decay": 0.1, "trust_coefficient": 0.1}, "float32"),
+        ({"clip_norm": 0.5, "trust_coefficient": 0.5}, "float64"),
+        ({"grad_centralization": True, "adapt": False}, "bfloat16"),
+        ({"adapt": False}, "float32"),
+    ),
+    sizes=((3, 5), 0, 4097, (2, 4099), (0, 7), (40, 2, 3), 70_000, (1, 9000)),
+    values=ordinary,
+    without=5,
+)
+
+
+def check_stages(array: type[EmulatedArray]) -> None:
+    """Sums over groups, rows and tensors, in three launches before the update."""
+    array.__fusedopt_backend__.surface.launches.clear()
+    STAGED.check(array)
+    assert len(array.__fusedopt_backend__.surface.launches) == 4 * len(STAGED.scalars)
 
 
 def check_one(array: type[EmulatedArray]) -> None:

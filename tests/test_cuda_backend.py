@@ -92,7 +92,7 @@ def test_everything_is_done_while_the_device_is_current(cupy):
     surface.zeros(4, np.dtype(np.float32))
     surface.host(surface.asarray(np.ones(2)))
     assert surface.copy(to, surface.pinned(16)) == "event of a copy"
-    surface.launch(surface.kernel("", {}), 2, np.zeros(1, np.uint8))
+    surface.launch(surface.kernel("", {}, "fused_step"), 2, np.zeros(1, np.uint8))
     with surface.here() as stream:
         assert (stream, cupy.entered[-1]) == (cupy.stream, 3)
     names = ["zeros", "asarray", "asnumpy", "alloc_pinned_memory", "memcpyAsync", "RawModule", "fused_step"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fusedopt
 from cases import Plain, ordinary
 from fusedopt import docs
 from fusedopt.cli import main
@@ -78,6 +79,13 @@ def test_momentum_is_the_guides(folder):
         v = v * 0.8 + g
         p = p - 0.1 * v
     np.testing.assert_allclose(plain.parameter, p, rtol=1e-14)
+
+
+def test_a_normalized_step_has_its_length(folder):
+    rule = rule_of(folder, "normalized")
+    stepped = fusedopt.functional.apply(rule(lr=0.5), np.zeros(2), np.array([30.0, 40.0]), step=1)
+    np.testing.assert_allclose(stepped.p, [-0.3, -0.4], rtol=1e-15)
+    assert not fusedopt.functional.apply(rule(), np.zeros(2), np.zeros(2), step=1).p.any()
 
 
 def test_adan_is_the_papers_algorithm(folder):

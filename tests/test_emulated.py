@@ -16,6 +16,7 @@ from emulated import EmulatedArray, new_device
 from emulator.build import Unavailable, build, compiler, run_sanitized, skip_or_fail
 from fusedopt.backends import device
 from fusedopt.backends.device import LAUNCH, Uploads, kernel_texts, span_dtype
+from fusedopt.backends.stages import reduced_dtype
 from fusedopt.cuda_text import Variant, rule_text
 from fusedopt.layout import CHUNK_RECORD
 from fusedopt.tracing import trace
@@ -30,6 +31,7 @@ from step_checks import (
     check_misaligned,
     check_mixed,
     check_one,
+    check_stages,
     check_uploads,
     same_results,
 )
@@ -57,7 +59,8 @@ def array() -> type[EmulatedArray]:
 def test_all_flags_and_dtypes_in_one_launch_have_numpy_s_bits(array, case):
     groups = tuple((options, dtype) for options in case.variants() for dtype in DTYPES)
     Session(case.optimizer, groups, SIZES).check(array)
-    assert len(array.__fusedopt_backend__.surface.launches) == 3
+    stages = max(len(case.rule(**options).stages) for options in case.valid())
+    assert len(array.__fusedopt_backend__.surface.launches) == 3 * (1 + stages)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -95,6 +98,13 @@ def test_a_misaligned_buffer_is_one(array):
 
 def test_halves_convert_as_numpy_s(array):
     check_conversions(array)
+
+
+@pytest.mark.parametrize(("grid", "threads", "order"), GEOMETRIES)
+def test_sums_have_numpy_s_bits_whatever_the_geometry(array, grid, threads, order):
+    surface = array.__fusedopt_backend__.surface
+    surface.grid, surface.threads, surface.order = grid, threads, order
+    check_stages(array)
 
 
 # --- grad_scale and found_inf ----------------------------------------------------------------------------------------
@@ -169,6 +179,7 @@ def cxx_layout(states: int, scalars: int) -> dict[str, list[int]]:
         "Launch": LAUNCH.names,
         "Span": span_dtype(states).names,
         "Chunk": CHUNK_RECORD.names,
+        "Reduced": reduced_dtype(1).names,
         "Counter": ("values", "ticket"),
     }
     expressions = [f"offsetof({struct}, {name})" for struct, names in members.items() for name in names]
@@ -187,7 +198,8 @@ def cxx_layout(states: int, scalars: int) -> dict[str, list[int]]:
 @pytest.mark.parametrize(("states", "scalars"), [(1, 0), (2, 1), (3, 0), (4, 2), (5, 3)])
 def test_records_lie_in_memory_as_the_kernel_s_structs(states, scalars):
     found = cxx_layout(states, scalars)
-    for struct, dtype in (("Launch", LAUNCH), ("Span", span_dtype(states)), ("Chunk", CHUNK_RECORD)):
+    records = {"Launch": LAUNCH, "Span": span_dtype(states), "Chunk": CHUNK_RECORD, "Reduced": reduced_dtype(1)}
+    for struct, dtype in records.items():
         assert found[struct] == [dtype.itemsize, *(dtype.fields[name][1] for name in dtype.names)], struct
     assert found["Counter"] == [8 * (2 + scalars), 0, 8 * (1 + scalars)]  # a row of Arena.counters
 

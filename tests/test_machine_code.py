@@ -13,7 +13,7 @@ from cases import CASES
 from fusedopt import compiler
 from fusedopt.backends.device import BLOCKS, THREADS, kernel_texts
 from fusedopt.cuda_text import Variant, rule_text
-from fusedopt.rules import SGD, Adam, AdamW, Rule
+from fusedopt.rules import LAMB, LARS, SGD, Adam, AdamW, Rule
 from fusedopt.tracing import trace
 from machine_code import MachineCode, missing, read
 from mutation import edit
@@ -32,9 +32,13 @@ each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
 def compiled(
-    rules: Sequence[Rule], dtypes: Sequence[str], architecture: int, change: Sequence[str] = ()
+    rules: Sequence[Rule],
+    dtypes: Sequence[str],
+    architecture: int,
+    change: Sequence[str] = (),
+    kernel: str = "fused_step",
 ) -> MachineCode:
-    """The kernel with a variant for each rule and dtype; `change` is what `mutation.edit` takes."""
+    """A kernel with a variant for each rule and dtype; `change` is what `mutation.edit` takes."""
     try:
         compiler.nvrtc_version()
     except compiler.CompilerMissingError:
@@ -46,7 +50,7 @@ def compiled(
     texts = {"fused_step.cu": source, **headers, "rule.cuh": text}
     if change:
         texts = edit(*change)(texts)
-    return read(compiler.compiled(texts.pop("fused_step.cu"), texts, f"sm_{architecture}"))["fused_step"]
+    return read(compiler.compiled(texts.pop("fused_step.cu"), texts, f"sm_{architecture}"))[kernel]
 
 
 def assert_lean(code: MachineCode) -> None:
@@ -81,6 +85,26 @@ def test_one_wide_access_a_stream_and_nothing_in_local_memory(rule, architecture
     for dtype in DTYPES:
         code = compiled([rule], [dtype], architecture)
         assert_good(code, rule, dtype, table_reads)
+
+
+@pytest.mark.parametrize("architecture", [75, 90])
+@pytest.mark.parametrize(
+    ("rule", "streams"),
+    [
+        (LAMB(), 4),
+        (LARS(momentum=0.9), 2),
+        (Adam(clip_norm=1.0), 1),
+        (SGD(grad_centralization=True, weight_decay=0.1), 2),
+    ],
+    ids=["LAMB", "LARS", "clip_norm", "grad_centralization"],
+)
+def test_stages_read_what_they_sum_at_once_and_store_sums_alone(rule, streams, architecture):
+    code = compiled([rule], ["float32"], architecture, kernel="fused_sums")
+    assert_lean(code)
+    together = {1: 4, 2: 2, 4: 1}[streams]  # tiles; and one more alone, where these are too many
+    assert code.memory["LDG.128"] == streams * (together + (together > 1)), code.memory
+    assert code.count("STG") == len(rule.stages[0].names), code.memory
+    assert_lean(compiled([rule], ["float32", "bfloat16"], architecture))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.bytes_moved], ids=lambda case: case.name)

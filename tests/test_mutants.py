@@ -1,5 +1,6 @@
 """The guards of the emulated device, seen red: each mutant of the kernel or of what feeds it is killed by its check."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,15 @@ from step_checks import (
     check_large_offsets,
     check_one,
     check_skipping,
+    check_stages,
     check_uploads,
     check_wide_blocks,
 )
 
 SCRIPT = Path(__file__).with_name("sanitized_steps.py")
 KERNEL, STORAGE, RULE = "fused_step.cu", "storage.cuh", "rule.cuh"
+SUMS, REDUCTIONS = "fused_sums.cuh", "reductions.cuh"
+SUM_RUNS = "entered)\n      EACH_STAGE(SUM_RUNS)\n    }"
 PREPARE = "if (threadIdx.x == 0) prepare<Variant>(launch, shared);\n"
 
 
@@ -73,12 +77,34 @@ KILLED = {
         ("every chunk advances", KERNEL, "+ 1 == span.chunks;", "+ 1 <= span.chunks;"),
         ("constants of another span", KERNEL, "if (entered) {  //", "if (entered && chunk.span == 0) {  //"),
         ("no barrier after the constants", KERNEL, PREPARE + "    __syncthreads();", PREPARE),
-        ("no barrier after the span", KERNEL, "[chunk.span];\n      __syncthreads();", "[chunk.span];"),
+        ("no barrier after the span", KERNEL, "[span];\n  }\n  __syncthreads();", "[span];\n  }"),
         ("no barrier after the chunk", KERNEL, "__syncthreads_or(last)", "last"),
     ],
     check_wide_blocks: [
         ("blocks are taken for 64 threads", KERNEL, "4 * blockDim.x - (", "4 * 64 - ("),
         ("half of the doubles is left out", KERNEL, "% 4 ? WIDTH :", "% 4 ? 4 * blockDim.x :"),
+    ],
+    check_stages: [
+        ("a row's mean is its sum", SUMS, "real(totals[k] / double(length))", "real(totals[k])"),
+        (
+            "the last row of four elements is the first",
+            REDUCTIONS,
+            "++place == reduced.row",
+            "place++ == reduced.row + 4",
+        ),
+        ("sums of another span", REDUCTIONS, "sums.of[i] == sums.reduced.from[i]", "sums.of[i]"),
+        ("the first segment is left out", REDUCTIONS, "i = lane; i < count", "i = lane + 1; i < count"),
+        ("half of the lanes", REDUCTIONS, "half = LANES / 2", "half = 8"),
+        ("half of a warp", REDUCTIONS, "bits = 16", "bits = 8"),
+        ("a column twice", SUMS, "double(sums[k][3])", "double(sums[k][2])"),
+        ("the last segment is whole", SUMS, "unsigned(count - done) : SEGMENT", "SEGMENT : SEGMENT"),
+        ("every run is the first", SUMS, "first = run * length", "first = 0 * run * length"),
+        (
+            "no barrier after the sums",
+            SUMS,
+            "entered)\n      EACH_STAGE(SUM_RUNS)\n    }\n    __syncthreads();",
+            SUM_RUNS,
+        ),
     ],
     check_conversions: [
         ("ties of bfloat16 round up", STORAGE, "(bits >> 16 & 1u)", "1u"),
@@ -113,7 +139,9 @@ def test_a_mutant_is_killed(check, mutant):
     with pytest.raises((AssertionError, RuntimeError)) as killed:
         check(new_device(edit=edit(*mutant[1:])))
     if killed.type is RuntimeError:
-        assert str(killed.value).startswith("fused_step: block")  # parted at a barrier; not refused by the compiler
+        assert re.match(
+            "fused_(step|sums): block", str(killed.value)
+        )  # parted at a barrier; not refused by the compiler
 
 
 @pytest.mark.slow

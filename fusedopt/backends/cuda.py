@@ -110,10 +110,10 @@ class CudaSurface:
     def wait(self, event: Any) -> None:
         event.synchronize()
 
-    def kernel(self, source: str, headers: Mapping[str, str]) -> Any:
+    def kernel(self, source: str, headers: Mapping[str, str], name: str) -> Any:
         path = compiler.compiled(source, headers, self._architecture)
         with self._device:
-            return self._cupy.RawModule(path=str(path)).get_function("fused_step")
+            return self._cupy.RawModule(path=str(path)).get_function(name)
 
     def launch(self, kernel: Any, blocks: int, arguments: np.ndarray[Any, Any]) -> None:
         with self.here():

@@ -16,15 +16,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from fusedopt import compiler
-from fusedopt.cuda_text import Variant, rule_text
+from fusedopt.backends.stages import Stages
+from fusedopt.cuda_text import Variant, results_of, rule_text
 from fusedopt.layout import Memory, Span, chunks_of, device_of
 from fusedopt.tracing import trace
 
 CHUNK = 16 * 1024  # elements: 448 KB of Adam's traffic, some 100 us of a block's share of an H200's memory
 BLOCKS = 4  # a multiprocessor, as the kernel's launch bounds say
 THREADS = 256
-_LAUNCH_FIELDS = ("chunks", "spans", "hyperparameters", "sources", "grad_scale", "found_inf", "count", "write_back")
+_TABLES = ("chunks", "spans", "hyperparameters", "sources")
+_LAUNCH_FIELDS = (*_TABLES, "grad_scale", "found_inf", "count", "write_back", "reduced", "stage")
 LAUNCH = np.dtype([(name, "u8") for name in _LAUNCH_FIELDS])
+UPDATE, SUMS = "fused_step", "fused_sums"  # the kernels
 
 Array = np.ndarray[Any, Any]
 
@@ -47,8 +50,8 @@ class Surface(Memory, Protocol):
     def wait(self, event: Any) -> None:
         """Wait until an event has passed."""
 
-    def kernel(self, source: str, headers: Mapping[str, str]) -> Any:
-        """Compile and load `fused_step`."""
+    def kernel(self, source: str, headers: Mapping[str, str], name: str) -> Any:
+        """Compile and load one of the source's kernels."""
 
     def launch(self, kernel: Any, blocks: int, arguments: Array) -> None:
         """Start a kernel; `arguments` is one `LAUNCH` record, passed by value."""
@@ -121,15 +124,16 @@ class DevicePlan:
         self._groups = list({id(span.group): span.group for span in spans}.values())
         rules = [group.rule for group in self._groups]
         rows = {id(group): row for row, group in enumerate(self._groups)}
-        traces = [trace(rule) for rule in rules]
         groups = [rows[id(span.group)] for span in spans]
+        forms = [span.group.rule.form(span.shape) for span in spans]
+        traces = [trace(form) for form in {id(form): form for form in forms}.values()]
         states = max(1, len(rules[0].all_states()))
         variants: dict[Variant, int] = {}
         numbers: dict[Any, int] = {}  # of variants; a tuple is hashed faster than they are
-        for row, span in zip(groups, spans):
-            if (row, span.dtypes) not in numbers:
-                variant = Variant(traces[row], *span.dtypes)
-                numbers[row, span.dtypes] = variants.setdefault(variant, len(variants))
+        for form, span in zip(forms, spans):
+            if (id(form), span.dtypes) not in numbers:
+                variant = Variant(trace(form), *span.dtypes)
+                numbers[id(form), span.dtypes] = variants.setdefault(variant, len(variants))
         chunks = chunks_of([span.size for span in spans], CHUNK)
         pieces = np.bincount(chunks["span"], minlength=len(spans))
         address = self._surface.pointer
@@ -140,7 +144,7 @@ class DevicePlan:
         self._table["state"] = [some + [0] * (states - len(some)) for some in addresses]
         self._table["counter"] = [address(span.counters) for span in spans]
         self._table["group"], self._table["parameters"] = groups, [span.parameters for span in spans]
-        self._table["variant"] = [numbers[row, span.dtypes] for row, span in zip(groups, spans)]
+        self._table["variant"] = [numbers[id(form), span.dtypes] for form, span in zip(forms, spans)]
         # 0 chunks: nobody counts, nobody advances.
         self._table["chunks"] = np.where([rules[row].counts for row in groups], pieces, 0)
         text = rule_text(list(variants), rules[0].number_names(), len(rules[0].scalar_state), states)
@@ -156,6 +160,13 @@ class DevicePlan:
         self._arguments["spans"], self._arguments["chunks"] = address(self._span_table), address(self._chunk_table)
         self._arguments["hyperparameters"] = address(self._numbers)
         self._arguments["count"] = len(chunks)
+        self._stages: Stages | None = None
+        if any(traced.stages for traced in traces):
+            each, results = [trace(form) for form in forms], results_of(traces)
+            memory = functools.partial(backend.memory_of, self)
+            self._stages = Stages(spans, each, results, memory, address, self._upload)
+            self._arguments["reduced"] = address(self._stages.table)
+            self._sums = backend.kernel(text, SUMS)
         self.refresh()
 
     def _upload(self, table: Array) -> Any:
@@ -203,7 +214,17 @@ class DevicePlan:
         arguments["grad_scale"] = self._scalar("grad_scale", grad_scale)
         arguments["found_inf"] = self._scalar("found_inf", found_inf)
         arguments["write_back"] = write_back
+        if self._stages is not None:
+            self._take_stages(self._stages)
         self._surface.launch(self._kernel, self._blocks, arguments)
+
+    def _take_stages(self, stages: Stages) -> None:
+        """The launches before the update, one after the other."""
+        for stage in stages.launches:
+            arguments = self._arguments.copy()
+            arguments["chunks"], arguments["count"] = self._surface.pointer(stage.chunks), stage.count
+            arguments["stage"] = stage.slot
+            self._surface.launch(self._sums, min(stage.count, BLOCKS * self._surface.multiprocessors), arguments)
 
     def _scalar(self, name: str, value: Any) -> int:
         """The device address of one float32, which the launch reads; 0 where there is none."""
@@ -226,7 +247,7 @@ class DeviceBackend:
         self.surface, self.device = surface, surface.device
         self.zeros, self.asarray, self.host, self.here = surface.zeros, surface.asarray, surface.host, surface.here
         self.uploads = Uploads(surface)
-        self._kernels: dict[str, Any] = {}
+        self._kernels: dict[tuple[str, str], Any] = {}
         self._free: list[Any] = []  # memory of plans that are gone
         self._lock = threading.Lock()
 
@@ -249,9 +270,9 @@ class DeviceBackend:
     def plan(self, spans: Sequence[Span]) -> DevicePlan:
         return DevicePlan(self, spans)
 
-    def kernel(self, text: str) -> Any:
-        """The kernel with these bodies; compiled once."""
-        if text not in self._kernels:
+    def kernel(self, text: str, name: str = UPDATE) -> Any:
+        """A kernel with these bodies; compiled once."""
+        if (text, name) not in self._kernels:
             source, headers = kernel_texts()
-            self._kernels[text] = self.surface.kernel(source, {**headers, "rule.cuh": text})
-        return self._kernels[text]
+            self._kernels[text, name] = self.surface.kernel(source, {**headers, "rule.cuh": text}, name)
+        return self._kernels[text, name]

@@ -17,9 +17,11 @@ import numba
 import numpy as np
 from llvmlite import binding
 
-from fusedopt.backends.cpu import Array, Begun, CpuPlan
+from fusedopt.backends.cpu import CpuPlan
+from fusedopt.backends.jobs import Array, Begun
 from fusedopt.backends.numba_memory import reader, writer
 from fusedopt.backends.schedule import Straight, choose, convert, straightened
+from fusedopt.backends.scratch import array_at
 from fusedopt.backends.threads import on_all_threads
 from fusedopt.layout import Span
 from fusedopt.rules.arithmetic import exponent, scaled
@@ -39,6 +41,8 @@ EXPRESSIONS = OPERATORS | {
     convert: "{}",
 }
 
+COUNTS = 3  # columns of the table before the addresses
+
 # Tasks that one thread does alone, since another takes long to wake: after a pause, on a virtual machine, 300,000
 # parameters took one thread 0.32 ms and two 0.50, a million 0.70 and 0.62.
 ALONE = 7
@@ -57,11 +61,12 @@ def processor_problem() -> str | None:
     return None if "+f16c" in features else "numba needs a processor with F16C, or NUMBA_CPU_NAME to be unset."
 
 
-def loop_text(straight: Straight) -> tuple[str, list[int]]:
+def loop_text(straight: Straight, of_elements: int) -> tuple[str, list[int]]:
     """The loop as Python, and the statements whose uniform values are its constants, in order.
 
-    Its arguments are a table, of which each row has a count of elements and an address for each slot of memory, the
-    constants, and the rows to go through.
+    Its arguments are a table, of which each row has a count of elements, their first one's place in its span and how
+    many of the span's are a slice along the first axis, and an address for each slot of memory; the constants; and the
+    rows to go through.
     """
     computed = {step.value for step in straight.steps}
     read = {operand for step in straight.steps for operand in step.operands}
@@ -72,9 +77,13 @@ def loop_text(straight: Straight) -> tuple[str, list[int]]:
         "def loop(table, constants, first, last):",
         *(f"    v{number} = constants[{place}]" for place, number in enumerate(uniform)),
         "    for row in range(first, last):",
-        *(f"        m{slot} = table[row, {1 + slot}]" for slot in slots),
+        *(f"        m{slot} = table[row, {COUNTS + slot}]" for slot in slots),
+        "        start, length = table[row, 1], table[row, 2]",
         "        for i in range(table[row, 0]):",
-        *(f"            v{number} = read{slot}(m{slot}, i)" for number, slot in loaded.items()),
+        *(
+            f"            v{number} = read{slot}(m{slot}, {'i' if slot < of_elements else '(start + i) // length'})"
+            for number, slot in loaded.items()
+        ),
     ]
     for step in straight.steps:
         expression = EXPRESSIONS[step.function].format(*(f"v{operand}" for operand in step.operands))
@@ -89,12 +98,12 @@ def compiled(
 ) -> tuple[Loop, list[int]]:
     """The loop for one choice of uniform conditions and dtypes, which takes numba some tenths of a second."""
     straight = straightened(traced, conditions, (False, False, False), write_back)
-    text, uniform = loop_text(straight)
+    text, uniform = loop_text(straight, 2 + len(traced.states))
     real = "float64" if dtypes[0] == "float64" else "float32"
     names: dict[str, Any] = {"sqrt": np.sqrt, "floor": np.floor, "frexp": math.frexp, "ldexp": math.ldexp}
     names |= {"real": getattr(numba, real), "int32": numba.int32}
     for slot in range(straight.slots):
-        stored = dtypes[min(slot, 2)]
+        stored = dtypes[min(slot, 2)] if slot < 2 + len(traced.states) else real
         names |= {f"read{slot}": reader(stored, real), f"write{slot}": writer(stored, real)}
     exec(compile(text, f"<{traced.title}, {', '.join(dtypes)}>", "exec"), names)
     signature = f"void(int64[:, ::1], {real}[::1], int64, int64)"
@@ -109,19 +118,25 @@ class NumbaPlan(CpuPlan):
 
     def __init__(self, spans: Sequence[Span], threads: Callable[[], int]) -> None:
         super().__init__(spans, threads)
-        slots = 2 + max((len(span.states) for span in spans), default=0)
+        slots = max((len(job.memory) + len(job.rows) for job in self.jobs), default=2)
         pieces = np.array(self.pieces, np.int64).reshape(-1, 3)
         self._owners, first, last = pieces.T
         addresses, itemsizes = np.zeros((2, len(spans), slots), np.int64)
         for number, job in enumerate(self.jobs):
             addresses[number, : len(job.memory)] = [array.__array_interface__["data"][0] for array in job.memory]
             itemsizes[number, : len(job.memory)] = [array.itemsize for array in job.memory]
+            rows = slice(len(job.memory), len(job.memory) + len(job.rows))
+            addresses[number, rows] = [array.__array_interface__["data"][0] for array in job.rows]
         self._starts = first[:, None] * itemsizes[self._owners]  # of the pieces, in bytes
-        self._table = np.column_stack([last - first, addresses[self._owners] + self._starts])
+        lengths = np.array([job.row for job in self.jobs], np.int64)[self._owners]
+        self._table = np.column_stack([last - first, first, lengths, addresses[self._owners] + self._starts])
         self._full = np.diff((np.cumsum(last - first) - 1) // PIECE) != 0  # whether a task ends behind a row
 
     def move(self, addresses: Sequence[int]) -> None:
-        self._table[:, 2] = np.array(addresses, np.int64)[self._owners] + self._starts[:, 1]
+        self._table[:, COUNTS + 1] = np.array(addresses, np.int64)[self._owners] + self._starts[:, 1]
+        if self.staged:
+            for job, address in zip(self.jobs, addresses):
+                job.memory[1] = array_at(address, job.size, job.memory[1].dtype)
 
     def _execute(self, begun: list[Begun], write_back: bool) -> None:
         tasks = self._tasks(begun, write_back)

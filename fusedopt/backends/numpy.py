@@ -6,31 +6,21 @@ through memory once, as the fused kernel does.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from fusedopt.backends.cpu import Array, Begun, CpuPlan, aligned_zeros, array_at
+from fusedopt.backends.cpu import CpuPlan
+from fusedopt.backends.jobs import Begun, converted
 from fusedopt.backends.schedule import schedule
+from fusedopt.backends.scratch import array_at, scratch_slots
 from fusedopt.backends.threads import on_all_threads
 from fusedopt.layout import Span
 
 # Elements: 256 KiB a float32 stream, of which Adam works on four at a time, in a core's 2 MiB. With half of it two
 # threads meet at Python's lock more often: 68 ms instead of 58 for 32 Mi parameters.
 BLOCK = 64 * 1024
-
-_scratch = threading.local()
-
-
-def _scratch_slots(layout: tuple[bool, ...], real: type, count: int) -> list[Array]:
-    """This thread's scratch, made once for each layout and kept: a few blocks."""
-    kept: dict[Any, list[Array]] = _scratch.__dict__
-    key = f"{real.__name__} {layout}"
-    if key not in kept:
-        kept[key] = [aligned_zeros(BLOCK, np.dtype(bool if boolean else real)) for boolean in layout]
-    return [slot[:count] for slot in kept[key]]
 
 
 class NumpyPlan(CpuPlan):
@@ -50,7 +40,7 @@ class NumpyPlan(CpuPlan):
     def _execute(self, begun: list[Begun], write_back: bool) -> None:
         pieces = iter(self.pieces)
         schedules = {
-            id(it): schedule(it.kind.traced, it.conditions, _converted(it.kind.dtypes, it.kind.real), write_back)
+            id(it): schedule(it.kind.traced, it.conditions, converted(it.kind.dtypes, it.kind.real), write_back)
             for it in begun
         }
 
@@ -62,8 +52,8 @@ class NumpyPlan(CpuPlan):
                     planned = schedules[id(it)]
                     key = id(it), last - first
                     if key not in others:
-                        others[key] = _scratch_slots(planned.scratch, it.kind.real, last - first) + it.values
-                    slots = [array[first:last] for array in self.jobs[number].memory] + others[key]
+                        others[key] = scratch_slots(planned.scratch, it.kind.real, last - first) + it.values
+                    slots = self.jobs[number].slots(it.kind.traced, first, last) + others[key]
                     for function, arguments in planned.calls:
                         function(*arguments(slots))
 
@@ -71,9 +61,3 @@ class NumpyPlan(CpuPlan):
             on_all_threads(work, min(len(self.pieces), self._threads()))
         else:
             work()
-
-
-def _converted(dtypes: tuple[str, str, str], real: type) -> tuple[bool, bool, bool]:
-    """Whether the parameter, the gradient and the states are kept in another type than the arithmetic's."""
-    parameter, gradient, state = (dtype != real.__name__ for dtype in dtypes)
-    return parameter, gradient, state

@@ -108,13 +108,11 @@ def straightened(
             arithmetic's, so that loads and stores are steps of their own.
         write_back: Whether the unscaled gradient is stored.
     """
-    names = ["p", "g", *(f"s.{name}" for name in traced.states)]
+    names = traced.arrays
     memory = {number: names.index(s.value) for number, s in enumerate(traced.body.statements) if s.value in names}
-    results = {names.index(n if n in "pg" else f"s.{n}"): number for n, number in traced.body.results.items()}
-    if not write_back:
-        del results[names.index("g")]
+    results = {names.index(n): number for n, number in traced.results.items() if write_back or n != "g"}
     decided = dict(zip(uniform_conditions(traced.body), conditions))
-    others = {slot for slot in range(len(names)) if converted[min(slot, 2)]}
+    others = {slot for slot in range(2 + len(traced.states)) if converted[min(slot, 2)]}
     steps, homes = _steps(traced.body.statements, decided, memory, results, others)
     return Straight(steps, homes, memory, len(names))
 

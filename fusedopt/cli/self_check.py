@@ -15,7 +15,7 @@ from fusedopt.backends import cpu_backend
 from fusedopt.cli.side_by_side import on_host
 from fusedopt.rules import Values
 
-OPTIMIZERS: tuple[tuple[type[fusedopt.Optimizer], dict[str, float]], ...] = (
+OPTIMIZERS: tuple[tuple[type[fusedopt.Optimizer], dict[str, Any]], ...] = (
     (fusedopt.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
     (fusedopt.Adam, {"lr": 0.01, "weight_decay": 0.01}),
     (fusedopt.AdamW, {"lr": 0.01, "weight_decay": 0.1}),

@@ -4,6 +4,7 @@ Its networks, cells and tensors are not here: parameters are `Parameter`s, gradi
 """
 
 from fusedopt.mindspore import ops as ops
+from fusedopt.mindspore.adafactor import AdaFactor as AdaFactor
 from fusedopt.mindspore.adam import Adam as Adam
 from fusedopt.mindspore.adam import AdaMax as AdaMax
 from fusedopt.mindspore.adam import AdamOffload as AdamOffload

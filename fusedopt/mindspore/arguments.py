@@ -8,7 +8,8 @@ from typing import Any
 
 from fusedopt.rules.rule import Interval
 
-FROM_ZERO, ABOVE_ZERO, OPEN_UNIT = Interval("[0, inf)"), Interval("(0, inf)"), Interval("(0, 1)")
+FROM_ZERO, ABOVE_ZERO = Interval("[0, inf)"), Interval("(0, inf)")
+OPEN_UNIT, HALF_OPEN_UNIT = Interval("(0, 1)"), Interval("[0, 1)")
 
 Rate = float | list[float] | Callable[[int], float]
 

@@ -210,9 +210,17 @@ class Optimizer(Cell):
     def _states(self) -> Iterator[tuple[str, Parameter]]:
         own = [value for key, value in vars(self).items() if key != "parameters"]
         for value in own:
-            for item in value if isinstance(value, ParameterTuple) else [value]:
-                if isinstance(item, Parameter):
-                    yield str(item.name), item
+            for item in _parameters_in(value):
+                yield str(item.name), item
+
+
+def _parameters_in(value: Any) -> Iterator[Parameter]:
+    """A Parameter, or those of a tuple, also of tuples."""
+    if isinstance(value, Parameter):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _parameters_in(item)
 
 
 def at_step(value: Any, step: int) -> Any:

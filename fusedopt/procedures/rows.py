@@ -80,6 +80,9 @@ class RowWise(Optimizer):
                 "a SparseGradient is updated without a launch, which grad_scale and found_inf are for; divide its "
                 "values, and leave the step out where they are not finite."
             )
+        if summed_over := {s.slot for arena, indices in stepping if indices for s in arena.group.rule.stages}:
+            options = ", ".join(("clip_norm", "grad_centralization")[slot] for slot in sorted(summed_over))
+            raise RuntimeError(f"{options} is not for a SparseGradient, whose step is no launch; leave it out.")
         super()._update(grad_scale, found_inf)
         for arena, indices in stepping:
             if indices:

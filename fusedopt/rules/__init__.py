@@ -14,6 +14,8 @@ from fusedopt.rules.arithmetic import sign as sign
 from fusedopt.rules.arithmetic import smaller as smaller
 from fusedopt.rules.asgd import ASGD as ASGD
 from fusedopt.rules.ftrl import FTRL as FTRL
+from fusedopt.rules.lamb import LAMB as LAMB
+from fusedopt.rules.lars import LARS as LARS
 from fusedopt.rules.lbfgs import LBFGS as LBFGS
 from fusedopt.rules.lion import Lion as Lion
 from fusedopt.rules.momentum import Momentum as Momentum
@@ -30,3 +32,4 @@ from fusedopt.rules.rule import hyperparameter as hyperparameter
 from fusedopt.rules.sgd import SGD as SGD
 from fusedopt.rules.sparse_adam import LazyAdam as LazyAdam
 from fusedopt.rules.sparse_adam import SparseAdam as SparseAdam
+from fusedopt.rules.stages import Reduction as Reduction

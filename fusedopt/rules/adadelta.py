@@ -31,6 +31,7 @@ class Adadelta(Rule):
     maximize: bool = hyperparameter(False, doc="ascend instead of descend", kw_only=True)
 
     state = ("square_avg", "acc_delta")
+    coupled_decay = "weight_decay"
 
     def scalars(self, step: Any, a: Any) -> Values:
         return Values(lr=self.lr, rho=self.rho, rest=1 - self.rho, eps=self.eps, weight_decay=self.weight_decay)

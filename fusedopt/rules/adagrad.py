@@ -39,6 +39,7 @@ class Adagrad(Rule):
 
     state = (State("sum", initial="initial_accumulator_value"),)
     eager_state = True
+    coupled_decay = "weight_decay"
 
     def scalars(self, step: Any, a: Any) -> Values:
         step_size = self.lr / (1 + (step - 1) * self.lr_decay)

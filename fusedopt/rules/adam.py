@@ -46,6 +46,10 @@ class Adam(Rule):
 
     state = ("exp_avg", "exp_avg_sq", State("max_exp_avg_sq", when="amsgrad"))
 
+    @property
+    def coupled_decay(self) -> str | None:
+        return None if self.decoupled_weight_decay else "decay"
+
     def scalars(self, step: Any, a: Any) -> Values:
         beta1, beta2 = self.betas
         # The root's bias correction goes into step size and eps: one division less for each element.

@@ -35,6 +35,7 @@ class Adamax(Rule):
     )
 
     state = ("exp_avg", "exp_inf")
+    coupled_decay = "weight_decay"
 
     def scalars(self, step: Any, a: Any) -> Values:
         beta1, beta2 = self.betas

@@ -36,6 +36,7 @@ class ASGD(Rule):
 
     state = ("ax",)
     scalar_state = {"eta": 0.0, "mu": 1.0}  # noqa: RUF012  # a rule's declaration
+    coupled_decay = "weight_decay"
 
     def scalars(self, step: Any, a: Any) -> Values:
         eta = np.where(step == 1, self.lr, a.eta)

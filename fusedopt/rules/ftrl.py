@@ -41,6 +41,7 @@ class FTRL(Rule):
     )
 
     state = (State("moments", initial="initial_accumulator_value"), "linear")
+    coupled_decay = "weight_decay"
 
     def scalars(self, step: Any, a: Any) -> Values:
         return Values(

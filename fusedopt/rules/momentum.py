@@ -32,6 +32,7 @@ class Momentum(Rule):
     maximize: bool = hyperparameter(False, doc="ascend instead of descend", kw_only=True)
 
     state = ("moments",)
+    coupled_decay = "weight_decay"
 
     def scalars(self, step: Any, a: Any) -> Values:
         return Values(

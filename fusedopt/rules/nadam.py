@@ -43,6 +43,10 @@ class NAdam(Rule):
     def _mu(self, step: Any) -> Any:
         return self.betas[0] * (1 - 0.5 * exp2(step * self.momentum_decay * math.log2(0.96)))
 
+    @property
+    def coupled_decay(self) -> str | None:
+        return None if self.decoupled_weight_decay else "decay"
+
     def scalars(self, step: Any, a: Any) -> Values:
         beta1, beta2 = self.betas
         mu, mu_next = self._mu(step), self._mu(step + 1)

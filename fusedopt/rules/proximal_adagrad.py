@@ -34,6 +34,7 @@ class ProximalAdagrad(Rule):
     maximize: bool = hyperparameter(False, doc="ascend instead of descend", kw_only=True)
 
     state = (State("accum", initial="initial_accumulator_value"),)
+    coupled_decay = "weight_decay"
 
     def scalars(self, step: Any, a: Any) -> Values:
         return Values(

@@ -37,6 +37,10 @@ class RAdam(Rule):
 
     state = ("exp_avg", "exp_avg_sq")
 
+    @property
+    def coupled_decay(self) -> str | None:
+        return None if self.decoupled_weight_decay else "decay"
+
     def scalars(self, step: Any, a: Any) -> Values:
         beta1, beta2 = self.betas
         kept = power(beta2, step)

@@ -50,6 +50,7 @@ class RMSprop(Rule):
         State("momentum_buffer", when="momentum"),
         State("grad_avg", when="centered"),
     )
+    coupled_decay = "weight_decay"
 
     def scalars(self, step: Any, a: Any) -> Values:
         return Values(

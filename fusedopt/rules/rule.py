@@ -14,6 +14,20 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from fusedopt.rules.arithmetic import smaller
+from fusedopt.rules.stages import (
+    CENTERING,
+    CLIPPING,
+    GRADIENT_MEAN,
+    GRADIENT_SQUARE,
+    GROUP,
+    OWN,
+    ROW,
+    TENSOR,
+    Reduction,
+    Stage,
+)
+
 Self = TypeVar("Self", bound="Rule")
 
 
@@ -118,9 +132,16 @@ class Rule:
       parameter and `Values(state=...)`. It uses NumPy operations on whole arrays, never writes in place, and branches
       on flags and switches alone (`if self.amsgrad:`).
 
+    A rule with `reductions` has two more, also pure, and takes two launches a step:
+
+    - `terms(p, g, s, c)` takes what `update` takes, and returns `Values(name=elements)` for each reduction.
+    - `ratios(r, c)` computes, in float64, further values of `c` for `update` from the sums of these elements over the
+      whole tensor (`r.name`), hyperparameters, and what `scalars` returned.
+
     Class attributes:
         state: Names of the state arrays, or `State(name, when=flag)`, in the order in which they are kept.
         scalar_state: Initial values of the float64 scalars kept for each parameter, by name.
+        reductions: What is summed over each tensor before the update, as `Reduction(name)`.
         step_key: The counter's key in state dicts. None: the counter is not in them; it is the age of the state, which
             starts from the gradient, so `step == 1` means that the state arrays hold nothing yet.
         eager_state: Whether the state is made with the optimizer, not at each parameter's first step. (In torch, that
@@ -131,6 +152,7 @@ class Rule:
     state: ClassVar[tuple[str | State, ...]] = ()
     scalar_state: ClassVar[Mapping[str, float]] = {}
     step_key: ClassVar[str | None] = "step"
+    reductions: ClassVar[tuple[Reduction, ...]] = ()
     eager_state: ClassVar[bool] = False
     procedure: ClassVar[bool] = False
 
@@ -143,6 +165,20 @@ class Rule:
         "[0, inf)",
         "gradients are cut to what is not larger; 0: not cut",
         switch=True,
+        kw_only=True,
+        common=True,
+    )
+    clip_norm: float = hyperparameter(
+        0.0,
+        "[0, inf)",
+        "the gradients of the group are scaled down to this norm, all together; 0: they are not",
+        switch=True,
+        kw_only=True,
+        common=True,
+    )
+    grad_centralization: bool = hyperparameter(
+        False,
+        doc="of gradients with two axes or more, subtract from each slice along the first axis its mean",
         kw_only=True,
         common=True,
     )
@@ -168,6 +204,31 @@ class Rule:
         # As in `scalars`.
         raise NotImplementedError(f"rule {type(self).__name__} has no method update(self, p, g, s, c)")
 
+    def terms(self, p: Any, g: Any, s: Any, c: Any) -> Values:
+        """The elements whose sums over the tensor `ratios` needs: an array for each of the rule's reductions.
+
+        Args:
+            p, g, s, c: As `update` has them, without what `ratios` adds to c.
+        """
+        raise NotImplementedError(f"rule {type(self).__name__} has reductions and no method terms(self, p, g, s, c)")
+
+    def ratios(self, r: Any, c: Any) -> Values:
+        """Further numbers of this step for `update`, in float64, from what was summed over the tensor.
+
+        Args:
+            r: The sums by name.
+            c: What `scalars` returned.
+        """
+        raise NotImplementedError(f"rule {type(self).__name__} has reductions and no method ratios(self, r, c)")
+
+    @property
+    def coupled_decay(self) -> str | None:
+        """The name in c of what `update` multiplies parameters by and adds to the gradient; None where it adds none.
+
+        The mean that `grad_centralization` subtracts is that of the gradient with this decay.
+        """
+        return None
+
     def check(self) -> None:
         """Raise ValueError where hyperparameters do not fit together; each one's own range is checked before."""
 
@@ -181,17 +242,26 @@ class Rule:
 
     # What the rest of the library asks of a rule.
 
-    def constants(self, step: Any, a: Any, grad_scale: Any) -> Values:
-        """`scalars`, and what `unscaled` and `prepared` need.
+    def constants(self, step: Any, a: Any, grad_scale: Any, r: Values | None = None) -> Values:
+        """`scalars`, `ratios`, and what `unscaled` and `prepared` need.
 
         Args:
             grad_scale: What the gradients are divided by, for this step alone.
+            r: The sums of the stages so far, in float64.
         """
-        values = self.scalars(step, a)
+        values, sums = self.scalars(step, a), vars(r) if r is not None else {}
         if isinstance(values, Values):
             values.grad_scale = grad_scale * self.loss_scale
             if self.clip_value:
                 values.clip_value = self.clip_value
+            if GRADIENT_SQUARE in sums:  # of a norm of infinity 0, of NaN NaN, as torch.nn.utils.clip_grad_norm_
+                values.norm_scale = smaller(self.clip_norm / (np.sqrt(sums[GRADIENT_SQUARE]) + 1e-6), 1.0)
+            if self._own_names and all(name in sums for name in self._own_names):
+                ratios = self.ratios(r, values)
+                if not isinstance(ratios, Values):
+                    name = type(self).__name__
+                    raise TypeError(f"{name}.ratios must return Values(name=...), got {type(ratios).__name__}.")
+                vars(values).update(vars(ratios))
         return values
 
     def unscaled(self, g: Any, c: Any) -> Any:
@@ -200,9 +270,50 @@ class Rule:
 
     def prepared(self, g: Any, c: Any) -> Any:
         """The unscaled gradient as `update` has it. NaN stays NaN."""
+        if self.clip_norm:
+            g = g * c.norm_scale
         if self.clip_value:
             g = np.where(g > c.clip_value, c.clip_value, np.where(g < -c.clip_value, -c.clip_value, g))
+        if GRADIENT_MEAN in vars(c):  # of -g + decay p where an update takes -g
+            g = g + c.gradient_mean if self._ascends else g - c.gradient_mean
         return g
+
+    def summed(self, stage: Stage, p: Any, g: Any, s: Any, c: Any) -> Values:
+        """The elements that a stage sums, by name; the gradient is unscaled."""
+        if stage.slot == CLIPPING:
+            return Values(**{GRADIENT_SQUARE: g * g})
+        g = self.prepared(g, c)
+        if stage.slot == OWN:
+            return self.terms(p, g, s, c)
+        g = -g if self._ascends else g
+        if self.coupled_decay is not None:
+            decay = getattr(c, self.coupled_decay)
+            g = np.where(decay != 0, g + decay * p, g)
+        return Values(**{GRADIENT_MEAN: g})
+
+    @property
+    def _ascends(self) -> bool:
+        return bool(getattr(self, "maximize", False))
+
+    @functools.cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """What is summed before the update, in order; each is a launch."""
+        clipping = [Stage(CLIPPING, GROUP, (GRADIENT_SQUARE,))] if self.clip_norm else []
+        centering = [Stage(CENTERING, ROW, (GRADIENT_MEAN,))] if self.grad_centralization else []
+        own = [Stage(OWN, TENSOR, self._own_names)] if self._own_names else []
+        return (*clipping, *centering, *own)
+
+    @functools.cached_property
+    def _own_names(self) -> tuple[str, ...]:
+        return tuple(r.name for r in self.reductions if r.when is None or bool(getattr(self, r.when)))
+
+    def form(self: Self, shape: tuple[int, ...]) -> Self:
+        """The rule as it is for a parameter of this shape: of a vector, no gradient is centralized."""
+        return self._of_vectors if self.grad_centralization and len(shape) < 2 else self
+
+    @functools.cached_property
+    def _of_vectors(self) -> Any:
+        return dataclasses.replace(self, grad_centralization=False)
 
     def initial(self, state: State) -> float:
         """What a state's elements are at first."""

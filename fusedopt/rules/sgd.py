@@ -38,6 +38,7 @@ class SGD(Rule):
 
     state = (State("momentum_buffer", when="momentum"),)
     step_key = None
+    coupled_decay = "weight_decay"
 
     def check(self) -> None:
         if self.nesterov and (self.momentum == 0 or self.dampening != 0):

@@ -78,8 +78,8 @@ def cost(subject: Subject) -> str:
         raise Failure(f"{shown(subject.telling)} never changes the parameter; update returns (new p, Values(...)).")
     if "g" not in moved.read:
         raise Failure(f"{shown(subject.telling)} never reads the gradient; use g in update.")
-    kept = 4 * len(subject.traced.states)
+    kept, launches = 4 * len(subject.traced.states), 1 + len(subject.traced.stages)
     return (
         f"{moved.bytes()} bytes a float32 parameter: reads {', '.join(moved.read)}; writes {', '.join(moved.written)}; "
-        f"keeps {kept}; 1 launch"
+        f"keeps {kept}; {launches} launch{'es' if launches > 1 else ''}"
     )

@@ -10,13 +10,15 @@ import ml_dtypes  # noqa: F401  # makes "bfloat16" a name that NumPy knows
 import numpy as np
 
 from fusedopt.backends import Backend
+from fusedopt.backends.sums import spread_means, whole_sum
+from fusedopt.plain import given
 from fusedopt.rules.rule import Rule, Values
 from fusedopt.single_step import execute
 from fusedopt.testing.subject import Array
 
 
 class Plain:
-    """A parameter updated by calling its rule's two functions on whole arrays: what every backend equals to the bit.
+    """A parameter updated by calling its rule's functions on whole arrays: what every backend equals to the bit.
 
     Halves are widened before the update and rounded once after it.
 
@@ -25,7 +27,7 @@ class Plain:
     """
 
     def __init__(self, rule: Rule, parameter: Array) -> None:
-        self.rule, self.parameter, self.step = rule, parameter.copy(), 0
+        self.rule, self.parameter, self.step = rule.form(parameter.shape), parameter.copy(), 0
         self.states = {state.name: np.full_like(parameter, rule.initial(state)) for state in rule.states()}
         self.scalar_state = {name: np.float64(value) for name, value in rule.scalar_state.items()}
         self.real = np.dtype(np.float64 if parameter.dtype == np.float64 else np.float32)
@@ -38,13 +40,11 @@ class Plain:
         """
         self.step += 1
         with np.errstate(all="ignore"):
-            a = Values(**self.scalar_state)
-            scalars = vars(self.rule.in_float64().constants(np.float64(self.step), a, np.float64(1.0)))
-            self.scalar_state |= {name: scalars.pop(name) for name in self.scalar_state if name in scalars}
-            c = Values(**{name: self.real.type(value) for name, value in scalars.items()})
             s = Values(**{name: array.astype(self.real) for name, array in self.states.items()})
-            g = self.rule.prepared(self.rule.unscaled(gradient.astype(self.real), c), c)
-            parameter, new = self.rule.update(self.parameter.astype(self.real), g, s, c)
+            p, g = self.parameter.astype(self.real), gradient.astype(self.real)
+            g, c, after = given(self.rule, self.step, self.scalar_state, p, g, s, whole_sum, spread_means)
+            self.scalar_state |= after
+            parameter, new = self.rule.update(p, g, s, c)
             self.parameter = self._stored("the parameter", parameter)
             self.states = {name: self._stored(name, getattr(new, name)) for name in self.states}
 

@@ -19,6 +19,7 @@ Options = Mapping[str, Any]
 
 MOST_COMBINATIONS = 64
 SHARED = {field.name for field in dataclasses.fields(Rule)}  # what every rule has
+OF_GROUPS = {"clip_norm"}  # what no parameter's step alone can be compared with
 # Tried in turn where a hyperparameter should have another value; its range says which it can have.
 CANDIDATES = (0.1, 0.9, 0.5, 0.01, 1.0, 2.0, 0.0, 1e-3, 10.0, -0.5, 3.0, 1e-6, 1e3)
 EXTREMES = (
@@ -117,7 +118,7 @@ class Subject:
         found = [self.telling]
         for name in self.switches(shared=False):
             found += [rule for rule in self.combinations if _other(rule, self.telling, name)][:1]
-        for name in self.switches(shared=True):
+        for name in (name for name in self.switches(shared=True) if name not in OF_GROUPS):
             found += itertools.islice(self.others(self.telling, name), 1)
         return list(dict.fromkeys(found))
 

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from fusedopt.rules.rule import Rule
+from fusedopt.rules.stages import ROW
 from fusedopt.torch import places
 from fusedopt.torch.groups import ReadGroup
 from fusedopt.torch.slots import Copy, Counter, Slot, Span
 from fusedopt.torch.tensors import (
     DTYPES,
     has_order,
+    has_rows,
     in_order,
     is_plain,
     local,
@@ -69,6 +71,7 @@ class Candidate:
         self.copies = [] if alike is gradient else [Copy(alike, gradient, gradient=True)]
         self.device = self.local.device
         self._check_tensor(self.local, "it")
+        self._check_whole()
         self._check_part(self.gradient, "its gradient")
         self.states = [None if entry is None else entry.get(name) for name in group.rule.kept_states]
         for name, state in zip(group.rule.kept_states, self.states):
@@ -92,6 +95,16 @@ class Candidate:
             f"{self.what} is a {type(self.parameter).__name__} and its gradient a {type(gradient).__name__}; both must "
             f"be sharded, or neither."
         )
+
+    def _check_whole(self) -> None:
+        """What is summed is summed over the whole parameter, which must be here."""
+        if self.group.rule.stages and not is_plain(type(self.parameter)):
+            raise RuntimeError(
+                f"{self.what} is a {type(self.parameter).__name__}, of which this process has a part, and "
+                f"{type(self.group.rule).__name__} here needs sums over all of it "
+                f"({', '.join(name for stage in self.group.rule.stages for name in stage.names)}); use an optimizer "
+                f"without them, and torch.nn.utils.clip_grad_norm_ for clip_norm."
+            )
 
     def _check_tensor(self, tensor: torch.Tensor, which: str) -> None:
         """What holds for each tensor by itself."""
@@ -186,9 +199,17 @@ class Candidate:
             counter.row[0] = 1.0  # a state that is there is not its first gradient
         return counter
 
+    def _order(self) -> tuple[int, ...]:
+        """The strides of the tensors that the kernel works on: the parameter's, unless rows must lie together."""
+        order, form = memory_order(self.local), self.group.rule.form(tuple(self.local.shape))
+        in_rows = any(stage.over == ROW for stage in form.stages)
+        if not in_rows or has_rows(self.local, order):
+            return order
+        return torch.empty(self.local.shape, device="meta").stride()
+
     def _slot(self, counter: Counter) -> Slot:
         """Where everything lies; what does not lie in the parameter's order is copied into it."""
-        order, place = memory_order(self.local), places.place_of(self.device)
+        order, place = self._order(), places.place_of(self.device)
         tensors = [self.local, self.gradient, *(local(state) for state in self.states if state is not None)]
         placed = [t if has_order(t, order) and not t.is_neg() else in_order(t, order) for t in tensors]
         self.copies += [Copy(copy, t, t is self.gradient) for copy, t in zip(placed, tensors) if copy is not t]
@@ -198,6 +219,7 @@ class Candidate:
             [size] * len(placed) + [counter.row.numel()],
             [*names, "float64"],
         )
-        span = Span(self.group, size, (names[0], names[1], names[-1]), parameter, gradient, states, counters)
+        shape = tuple(self.local.shape)
+        span = Span(self.group, size, shape, (names[0], names[1], names[-1]), parameter, gradient, states, counters)
         dtype, shape, strides = self.gradient.dtype, self.gradient.size(), self.gradient.stride()
         return Slot(self.parameter, place, span, counter, dtype, shape, strides, placed[1].data_ptr(), self.copies)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from fusedopt.groups import of_group
+from fusedopt.groups import check_norm, of_group
 from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.schedules.options import check_lengths
 from fusedopt.torch import places
@@ -326,9 +326,10 @@ class Optimizer(torch.optim.Optimizer):
         if binding.sharded and any(placements(p) != placements(gradient) for p, gradient in pairs):
             # Each such gradient is redistributed once, by all processes, whatever else one of them has to read anew.
             self._binding = binding = Binding(binding.sizes)
-        stepping, candidates, following = [], [], iter(gradients)
+        stepping: list[torch.Tensor] = []
+        candidates, following = [], iter(gradients)
         for number, (group, said) in enumerate(zip(self.param_groups, self._reads)):
-            names = group.get("param_names")
+            names, before = group.get("param_names"), len(stepping)
             for i, (p, gradient) in enumerate(zip(group["params"], following)):
                 if gradient is None:
                     continue
@@ -336,6 +337,7 @@ class Optimizer(torch.optim.Optimizer):
                 if not binding.knows(p, gradient, said):
                     name = repr(names[i]) if names else f"{i} of group {number}"
                     candidates.append(Candidate(name, p, gradient, self.state.get(p), said))
+            check_norm(said.rule, number, (str(p.device) for p in stepping[before:]))
         selection = None if candidates else binding.selection(stepping, params, absent)
         if selection is not None:
             return selection

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from fusedopt.backends import Backend, chosen_backend, cpu_backend, cuda
-from fusedopt.backends.cpu import array_at
 from fusedopt.backends.device import DeviceBackend
+from fusedopt.backends.scratch import array_at
 from fusedopt.backends.threads import thread_count
 
 

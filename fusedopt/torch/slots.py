@@ -46,6 +46,7 @@ class Span:
 
     group: ReadGroup
     size: int
+    shape: tuple[int, ...]
     dtypes: tuple[str, str, str]
     parameter: Any
     gradient: Any

@@ -52,6 +52,12 @@ def has_order(tensor: torch.Tensor, strides: tuple[int, ...]) -> bool:
     return all(n == 1 or a == b for n, a, b in zip(tensor.shape, own, strides))
 
 
+def has_rows(tensor: torch.Tensor, strides: tuple[int, ...]) -> bool:
+    """Whether each slice of it along the first axis is one piece of memory with these strides."""
+    rows = tensor.shape[0]
+    return rows < 2 or tensor.numel() == 0 or strides[0] * rows == tensor.numel()
+
+
 def in_order(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
     """A copy whose elements lie in memory in this order."""
     copy = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)

@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
 import fusedopt
 import fusedopt.mindspore as nn
@@ -178,7 +179,7 @@ def test_called_with_gradients_it_does_what_step_does(make):
     assert called.global_step == stepping.global_step == 2
 
 
-@pytest.mark.parametrize("make", [MAKE["Momentum"], MAKE["FTRL"], lambda p: MomentumOpt(p, 0.1, 0.9)])
+@pytest.mark.parametrize("make", [MAKE["Momentum"], MAKE["FTRL"], nn.AdaFactor, lambda p: MomentumOpt(p, 0.1, 0.9)])
 def test_it_is_the_same_on_every_device(make, device):
     results = []
     for array, host in ((np.array, np.array), (device.array, device.host)):
@@ -583,6 +584,97 @@ def test_constructors_have_mindspores_arguments():
                          "loss_scale", "weight_decay"]  # fmt: skip
     assert issubclass(nn.RMSProp, nn.Optimizer)
     assert issubclass(nn.RMSProp, fusedopt.Optimizer)
+
+
+# --- AdaFactor
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2), (3, 2, 4), ()])
+def test_adafactor_is_torchs_where_both_say_the_same(shape):
+    start = np.random.default_rng(3).standard_normal(shape)
+    ours, theirs = Parameter(start.copy(), name="weight"), torch.tensor(start, requires_grad=True)
+    optimizer = nn.AdaFactor([ours], beta1=None)
+    reference = torch.optim.Adafactor([theirs], lr=1e-2, eps=(1e-30, 1e-3))
+    for step in range(4):
+        gradient = np.random.default_rng([4, step]).standard_normal(shape)
+        optimizer((np.array(gradient),))
+        theirs.grad = torch.tensor(gradient)
+        reference.step()
+    np.testing.assert_allclose(ours.data, theirs.detach().numpy(), rtol=1e-12)
+
+
+def test_adafactor_with_all_that_torchs_has_not():
+    eps, rate, beta1, decay = 1e-3, 0.5, 0.9, 0.1
+    p, m, v = GOLDEN_PARAMETER.copy(), 0.0, 0.0
+    for step, g in enumerate(GOLDEN_GRADIENTS / 4, 1):
+        kept = 1 - step**-0.8
+        v = kept * v + (1 - kept) * (g * g + 1e-30)
+        u = g / np.sqrt(v)
+        u = rate / 2 ** (step - 1) * u / max(1, np.sqrt(np.mean(u * u)) / 2)
+        m = beta1 * m + (1 - beta1) * u
+        p = p - rate / 2 ** (step - 1) * decay * p - m
+    make = lambda some: nn.AdaFactor(  # noqa: E731
+        some, Halved(rate), (1e-30, eps), 2.0, 0.8, beta1, decay, False, False, loss_scale=4.0
+    )
+    golden(make, p)
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "value", "rate"),
+    [
+        ({}, 1, 2.0, 1e-2 * 2),
+        ({}, 40_000, 2.0, 0.005 * 2),
+        ({}, 1, 1e-5, 1e-2 * 1e-3),
+        ({"eps": (1e-30, 0.5)}, 1, 1e-5, 1e-2 * 0.5),
+        ({"scale_parameter": False}, 1, 2.0, 1e-2),
+        ({"warmup_init": True}, 300, 2.0, 3e-4 * 2),
+    ],
+)
+def test_adafactors_step_size(options, step, value, rate):
+    (one,) = params = [Parameter(np.full(3, value))]
+    optimizer = nn.AdaFactor(params, beta1=None, **options)
+    optimizer.global_step = step - 1
+    optimizer((np.array([0.5, -0.5, 0.5]),))  # of one magnitude: u has an rms of 1 after it is cut
+    np.testing.assert_allclose(one.data, value - rate * np.array([1, -1, 1]), rtol=1e-12)
+
+
+def test_adafactor_is_resumed_and_keeps_a_first_moment_of_half_the_size():
+    parameters = net()
+    optimizer = nn.AdaFactor(parameters, warmup_init=True, compression=True)
+    optimizer(gradients_of(parameters))
+    saved = optimizer.state_dict()
+    assert saved["exp_avg.fc.weight"].dtype == np.float16
+    assert saved["exp_avg_sq_row.conv1.weight"].shape == (4, 3)
+    assert saved["exp_avg_sq_col.conv1.weight"].shape == (4, 2)
+    others = net()
+    for own, other in zip(parameters, others):
+        other.data[...] = own.data
+    resumed = nn.AdaFactor(others, warmup_init=True, compression=True)
+    resumed.load_state_dict(saved)
+    for one in (optimizer, resumed):
+        one(gradients_of(parameters, 1))
+    assert all(map(np.array_equal, values_of(parameters), values_of(others)))
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"learning_rate": 0.1}, ValueError),
+        ({"relative_step": False}, ValueError),
+        ({"learning_rate": 0.1, "relative_step": False, "warmup_init": True}, ValueError),
+        ({"eps": (1e-3,)}, ValueError),
+        ({"eps": (1, 1e-3)}, TypeError),
+        ({"decay_rate": 1.0}, ValueError),
+        ({"weight_decay": 1.0}, ValueError),
+        ({"beta1": 1.0}, ValueError),
+        ({"compression": 1}, TypeError),
+    ],
+)
+def test_what_adafactor_refuses(options, error):
+    parameters = net()
+    with pytest.raises(error, match="AdaFactor"):
+        nn.AdaFactor(parameters, **options)
+    nn.AdaFactor(parameters)  # nothing has taken them
 
 
 # --- LARS

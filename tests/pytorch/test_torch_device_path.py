@@ -1153,7 +1153,7 @@ def cupy(monkeypatch):
 
 def test_launches_and_copies_are_on_the_stream_that_is_torchs_current_one_on_that_device(cupy):
     surface = places.Surface(3)
-    kernel = surface.kernel("", {})
+    kernel = surface.kernel("", {}, "fused_step")
     surface.launch(kernel, 2, np.zeros(1, np.uint8))
     cupy.current[torch.device("cuda", 3)] = 8
     surface.copy(torch.zeros(4), np.zeros(16, np.uint8))

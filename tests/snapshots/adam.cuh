@@ -1,8 +1,10 @@
 // Written by fusedopt from the rules' own Python; see fusedopt/rules.
-constexpr int HYPERPARAMETERS = 7;  // lr, betas[0], betas[1], eps, weight_decay, loss_scale, clip_value
+constexpr int HYPERPARAMETERS = 8;  // lr, betas[0], betas[1], eps, weight_decay, loss_scale, clip_value, clip_norm
 constexpr int SCALARS = 0;
 constexpr int STATES = 3;
 constexpr int CONSTANTS = 8;
+constexpr int STAGES = 0;
+constexpr int RESULTS = 1;
 
 // Adam(amsgrad=False, maximize=False, decoupled_weight_decay=False), float32
 struct Variant0 {
@@ -11,28 +13,31 @@ struct Variant0 {
   typedef float Gradient;
   typedef float State;
   static constexpr int states = 2;  // exp_avg, exp_avg_sq
+  static constexpr unsigned reads = 0xf;  // p, g, the states
+  static constexpr unsigned summed = 0x0;  // results of stages that scalars reads
+  static constexpr unsigned spread = 0x0;  // and those of which an element has its row's
   struct Constants { real beta1, rest1, beta2, rest2, step_size, eps, decay, grad_scale; };
   static __device__ void scalars(const double* h, double step, double grad_scale, const double* a,
-                                 Constants& c, double* next) {
-    const double t9 = power(h[2], step);
-    const double t11 = double(1.0) - t9;
-    const double t12 = square_root(t11);
-    const double t13 = double(1.0) - h[1];
-    const double t14 = double(1.0) - h[2];
-    const double t15 = h[0] * t12;
-    const double t16 = power(h[1], step);
-    const double t17 = double(1.0) - t16;
-    const double t18 = t15 / t17;
-    const double t19 = h[3] * t12;
-    const double t20 = grad_scale * h[5];
+                                 const double* r, Constants& c, double* next) {
+    const double t10 = power(h[2], step);
+    const double t12 = double(1.0) - t10;
+    const double t13 = square_root(t12);
+    const double t14 = double(1.0) - h[1];
+    const double t15 = double(1.0) - h[2];
+    const double t16 = h[0] * t13;
+    const double t17 = power(h[1], step);
+    const double t18 = double(1.0) - t17;
+    const double t19 = t16 / t18;
+    const double t20 = h[3] * t13;
+    const double t21 = grad_scale * h[5];
     const double new_beta1 = h[1];
-    const double new_rest1 = t13;
+    const double new_rest1 = t14;
     const double new_beta2 = h[2];
-    const double new_rest2 = t14;
-    const double new_step_size = t18;
-    const double new_eps = t19;
+    const double new_rest2 = t15;
+    const double new_step_size = t19;
+    const double new_eps = t20;
     const double new_decay = h[4];
-    const double new_grad_scale = t20;
+    const double new_grad_scale = t21;
     c.beta1 = real(new_beta1);
     c.rest1 = real(new_rest1);
     c.beta2 = real(new_beta2);
@@ -42,7 +47,7 @@ struct Variant0 {
     c.decay = real(new_decay);
     c.grad_scale = real(new_grad_scale);
   }
-  static __device__ void update(const Constants& c, real& p, real& g, real* s) {
+  static __device__ void update(const Constants& c, real& p, real& g, real* s, const real* r) {
     const bool t13 = c.grad_scale != real(1.0);
     const real t14 = g / c.grad_scale;
     const real t15 = t13 ? t14 : g;
@@ -80,28 +85,31 @@ struct Variant1 {
   typedef double Gradient;
   typedef double State;
   static constexpr int states = 2;  // exp_avg, exp_avg_sq
+  static constexpr unsigned reads = 0xf;  // p, g, the states
+  static constexpr unsigned summed = 0x0;  // results of stages that scalars reads
+  static constexpr unsigned spread = 0x0;  // and those of which an element has its row's
   struct Constants { real beta1, rest1, beta2, rest2, step_size, eps, decay, grad_scale; };
   static __device__ void scalars(const double* h, double step, double grad_scale, const double* a,
-                                 Constants& c, double* next) {
-    const double t9 = power(h[2], step);
-    const double t11 = double(1.0) - t9;
-    const double t12 = square_root(t11);
-    const double t13 = double(1.0) - h[1];
-    const double t14 = double(1.0) - h[2];
-    const double t15 = h[0] * t12;
-    const double t16 = power(h[1], step);
-    const double t17 = double(1.0) - t16;
-    const double t18 = t15 / t17;
-    const double t19 = h[3] * t12;
-    const double t20 = grad_scale * h[5];
+                                 const double* r, Constants& c, double* next) {
+    const double t10 = power(h[2], step);
+    const double t12 = double(1.0) - t10;
+    const double t13 = square_root(t12);
+    const double t14 = double(1.0) - h[1];
+    const double t15 = double(1.0) - h[2];
+    const double t16 = h[0] * t13;
+    const double t17 = power(h[1], step);
+    const double t18 = double(1.0) - t17;
+    const double t19 = t16 / t18;
+    const double t20 = h[3] * t13;
+    const double t21 = grad_scale * h[5];
     const double new_beta1 = h[1];
-    const double new_rest1 = t13;
+    const double new_rest1 = t14;
     const double new_beta2 = h[2];
-    const double new_rest2 = t14;
-    const double new_step_size = t18;
-    const double new_eps = t19;
+    const double new_rest2 = t15;
+    const double new_step_size = t19;
+    const double new_eps = t20;
     const double new_decay = h[4];
-    const double new_grad_scale = t20;
+    const double new_grad_scale = t21;
     c.beta1 = real(new_beta1);
     c.rest1 = real(new_rest1);
     c.beta2 = real(new_beta2);
@@ -111,7 +119,7 @@ struct Variant1 {
     c.decay = real(new_decay);
     c.grad_scale = real(new_grad_scale);
   }
-  static __device__ void update(const Constants& c, real& p, real& g, real* s) {
+  static __device__ void update(const Constants& c, real& p, real& g, real* s, const real* r) {
     const bool t13 = c.grad_scale != real(1.0);
     const real t14 = g / c.grad_scale;
     const real t15 = t13 ? t14 : g;
@@ -149,28 +157,31 @@ struct Variant2 {
   typedef BFloat16 Gradient;
   typedef BFloat16 State;
   static constexpr int states = 2;  // exp_avg, exp_avg_sq
+  static constexpr unsigned reads = 0xf;  // p, g, the states
+  static constexpr unsigned summed = 0x0;  // results of stages that scalars reads
+  static constexpr unsigned spread = 0x0;  // and those of which an element has its row's
   struct Constants { real beta1, rest1, beta2, rest2, step_size, eps, decay, grad_scale; };
   static __device__ void scalars(const double* h, double step, double grad_scale, const double* a,
-                                 Constants& c, double* next) {
-    const double t9 = power(h[2], step);
-    const double t11 = double(1.0) - t9;
-    const double t12 = square_root(t11);
-    const double t13 = double(1.0) - h[1];
-    const double t14 = double(1.0) - h[2];
-    const double t15 = h[0] * t12;
-    const double t16 = power(h[1], step);
-    const double t17 = double(1.0) - t16;
-    const double t18 = t15 / t17;
-    const double t19 = h[3] * t12;
-    const double t20 = grad_scale * h[5];
+                                 const double* r, Constants& c, double* next) {
+    const double t10 = power(h[2], step);
+    const double t12 = double(1.0) - t10;
+    const double t13 = square_root(t12);
+    const double t14 = double(1.0) - h[1];
+    const double t15 = double(1.0) - h[2];
+    const double t16 = h[0] * t13;
+    const double t17 = power(h[1], step);
+    const double t18 = double(1.0) - t17;
+    const double t19 = t16 / t18;
+    const double t20 = h[3] * t13;
+    const double t21 = grad_scale * h[5];
     const double new_beta1 = h[1];
-    const double new_rest1 = t13;
+    const double new_rest1 = t14;
     const double new_beta2 = h[2];
-    const double new_rest2 = t14;
-    const double new_step_size = t18;
-    const double new_eps = t19;
+    const double new_rest2 = t15;
+    const double new_step_size = t19;
+    const double new_eps = t20;
     const double new_decay = h[4];
-    const double new_grad_scale = t20;
+    const double new_grad_scale = t21;
     c.beta1 = real(new_beta1);
     c.rest1 = real(new_rest1);
     c.beta2 = real(new_beta2);
@@ -180,7 +191,7 @@ struct Variant2 {
     c.decay = real(new_decay);
     c.grad_scale = real(new_grad_scale);
   }
-  static __device__ void update(const Constants& c, real& p, real& g, real* s) {
+  static __device__ void update(const Constants& c, real& p, real& g, real* s, const real* r) {
     const bool t13 = c.grad_scale != real(1.0);
     const real t14 = g / c.grad_scale;
     const real t15 = t13 ? t14 : g;

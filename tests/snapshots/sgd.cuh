@@ -1,8 +1,10 @@
 // Written by fusedopt from the rules' own Python; see fusedopt/rules.
-constexpr int HYPERPARAMETERS = 6;  // lr, momentum, dampening, weight_decay, loss_scale, clip_value
+constexpr int HYPERPARAMETERS = 7;  // lr, momentum, dampening, weight_decay, loss_scale, clip_value, clip_norm
 constexpr int SCALARS = 0;
 constexpr int STATES = 1;
 constexpr int CONSTANTS = 6;
+constexpr int STAGES = 0;
+constexpr int RESULTS = 1;
 
 // SGD(momentum=True, nesterov=False, maximize=False), float32
 struct Variant0 {
@@ -11,18 +13,21 @@ struct Variant0 {
   typedef float Gradient;
   typedef float State;
   static constexpr int states = 1;  // momentum_buffer
+  static constexpr unsigned reads = 0x7;  // p, g, the states
+  static constexpr unsigned summed = 0x0;  // results of stages that scalars reads
+  static constexpr unsigned spread = 0x0;  // and those of which an element has its row's
   struct Constants { real lr, weight_decay, momentum, rest, first, grad_scale; };
   static __device__ void scalars(const double* h, double step, double grad_scale, const double* a,
-                                 Constants& c, double* next) {
-    const double t9 = double(1.0) - h[2];
-    const bool t10 = step == double(1.0);
-    const double t11 = grad_scale * h[4];
+                                 const double* r, Constants& c, double* next) {
+    const double t10 = double(1.0) - h[2];
+    const bool t11 = step == double(1.0);
+    const double t12 = grad_scale * h[4];
     const double new_lr = h[0];
     const double new_weight_decay = h[3];
     const double new_momentum = h[1];
-    const double new_rest = t9;
-    const double new_first = t10;
-    const double new_grad_scale = t11;
+    const double new_rest = t10;
+    const double new_first = t11;
+    const double new_grad_scale = t12;
     c.lr = real(new_lr);
     c.weight_decay = real(new_weight_decay);
     c.momentum = real(new_momentum);
@@ -30,7 +35,7 @@ struct Variant0 {
     c.first = real(new_first);
     c.grad_scale = real(new_grad_scale);
   }
-  static __device__ void update(const Constants& c, real& p, real& g, real* s) {
+  static __device__ void update(const Constants& c, real& p, real& g, real* s, const real* r) {
     const bool t10 = c.grad_scale != real(1.0);
     const real t11 = g / c.grad_scale;
     const real t12 = t10 ? t11 : g;

@@ -15,6 +15,7 @@ import fusedopt
 from fusedopt.backends import cuda, numba_problem
 from fusedopt.cli.bench.peers_way import OPTIMIZERS, Array, Build, Peer, optimizer_named
 from fusedopt.cli.naive import NaiveAdam, NaiveSGD, PreallocatedAdam, PreallocatedSGD
+from fusedopt.plain import given
 from fusedopt.rules import Rule, Values
 
 # By the optimizer's name, something with a method `step`, made of parameters and gradients.
@@ -123,17 +124,25 @@ class UnfusedRule:
         initial = {state.name: rule.initial(state) for state in rule.states()}
         self.states = [{name: 0 * p + np.float32(value) for name, value in initial.items()} for p in parameters]
         self.scalar_state = {name: np.float64(value) for name, value in rule.scalar_state.items()}
-        self._rule = rule.in_float64()
+        self._rule = rule
 
     def step(self) -> None:
         self.t += 1
-        with np.errstate(all="ignore"):  # 1 / 0 is infinity, as in CUDA
-            scalars = vars(self._rule.scalars(np.float64(self.t), Values(**self.scalar_state)))
-        self.scalar_state |= {name: scalars.pop(name) for name in self.scalar_state if name in scalars}
-        constants = Values(**{name: np.float32(value) for name, value in scalars.items()})
+        before = dict(self.scalar_state)
         for i, g in enumerate(self.g):
-            self.p[i], new = self._rule.update(self.p[i], g, Values(**self.states[i]), constants)
+            s = Values(**self.states[i])
+            g, c, after = given(self._rule, self.t, before, self.p[i], g, s, _total, _row_means)
+            self.scalar_state |= after
+            self.p[i], new = self._rule.update(self.p[i], g, s, c)
             self.states[i] = vars(new)
+
+
+def _total(elements: Any) -> Any:
+    return np.float64(elements.sum(dtype=np.float64))
+
+
+def _row_means(elements: Any) -> Any:
+    return elements.mean(axis=tuple(range(1, elements.ndim)), keepdims=True)
 
 
 def unfused(name: str, weights: list[Array], gradients: list[Array], device: str) -> Peer:

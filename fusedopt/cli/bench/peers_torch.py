@@ -92,15 +92,17 @@ class TorchOptimizers:
         """The class of an optimizer beyond `classes`, and what it is told; None where the module has none such."""
         if self.others is None:
             return None
-        rule = optimizer_named(name)[0].rule
+        cls, options = optimizer_named(name)
+        rule = cls.rule
         module = importlib.import_module(self.module)
         make = getattr(module, rule.__name__, None)
         if module.__name__ == "fusedopt.torch" and (make is None or make.rule is not rule):
-            return types.new_class(rule.__name__, (module.Optimizer,), {"rule": rule}), {}
+            return types.new_class(rule.__name__, (module.Optimizer,), {"rule": rule}), options
         known = {} if make is None else inspect.signature(make).parameters
         if make is None or any(value and key not in known for key, value in self.others.items()):
             return None
-        ours = {key: value for key, value in rule().shown().items() if key in known}  # torch's default may be another
+        # torch's default may be another.
+        ours = {key: value for key, value in rule(**options).shown().items() if key in known}
         return make, ours | {key: value for key, value in self.others.items() if key in known}
 
 

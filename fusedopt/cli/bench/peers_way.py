@@ -37,7 +37,8 @@ def optimizer_named(name: str) -> tuple[type[fusedopt.Optimizer], dict[str, Any]
         return OPTIMIZERS[name]
     rule = rule_named(name)
     if rule.__module__.startswith("fusedopt.rules."):
-        return getattr(fusedopt, rule.__name__), {}
+        # RMSprop's first steps are ten times its learning rate: with its default, weights of a model grow fivefold.
+        return getattr(fusedopt, rule.__name__), {"lr": LR} if getattr(rule(), "lr", 0) > LR else {}
     return types.new_class(rule.__name__, (fusedopt.Optimizer,), {"rule": rule}), {}
 
 
@@ -50,6 +51,9 @@ CURES = {
     "numba": "pip install 'fusedopt[numba]'",
     "torch": "pip install 'fusedopt[torch]'",
 }
+
+
+LR = 1e-3  # at most, where it is not said
 
 
 @functools.cache
