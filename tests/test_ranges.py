@@ -67,6 +67,15 @@ RANGES = {
     "Lion": {"lr": (1e-4, "[0, inf)"), "betas": ((0.9, 0.99), "[0, 1)"), "weight_decay": DECAY},
     "FTRL": PROXIMAL | {"lr": (1e-3, "(0, inf)"), "lr_power": (-0.5, "(-inf, 0]")},
     "ProximalAdagrad": PROXIMAL,
+    "LAMB": ADAM | {"eps": (1e-6, "[0, inf)"), "weight_decay": (0.01, "[0, inf)")},
+    "LARS": {
+        "lr": (1e-3, "[0, inf)"),
+        "momentum": (0.9, "[0, inf)"),
+        "dampening": (0.0, ALL),
+        "weight_decay": DECAY,
+        "trust_coefficient": (1e-3, "[0, inf)"),
+        "eps": (0.0, "[0, inf)"),
+    },
     "LBFGS": {
         "lr": (1.0, "[0, inf)"),
         "max_iter": (20, "[1, inf)"),
@@ -85,7 +94,7 @@ RANGES = {
     },
     "SparseAdam": SPARSE,
     "LazyAdam": SPARSE | {"weight_decay": DECAY},
-    "of every rule": {"loss_scale": (1.0, "(0, inf)"), "clip_value": (0.0, "[0, inf)")},
+    "of every rule": {"loss_scale": (1.0, "(0, inf)"), "clip_value": (0.0, "[0, inf)"), "clip_norm": (0.0, "[0, inf)")},
 }
 KINDS = {
     name: kind
