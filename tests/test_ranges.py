@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-import fusedopt
+import fusedopt.torch
 from fusedopt import Parameter
 from fusedopt.rules.rule import is_flag
 
@@ -153,3 +154,18 @@ def test_an_option_has_its_default_and_its_range_and_no_other(kind, option, row)
 
 def put(default, place, number):
     return (*default[:place], number, *default[place + 1 :]) if isinstance(default, tuple) else number
+
+
+@each_row
+def test_over_torchs_tensors_they_are_the_same(kind, option, row):
+    kind = getattr(fusedopt.torch, kind.__name__, None)
+    if kind is None:  # Momentum and LazyAdam are other libraries'
+        return
+    default, *intervals = row
+    places = range(len(default)) if isinstance(default, tuple) else (0,)
+    assert kind([torch.ones(2, 2, requires_grad=True)]).defaults.get(option, default) == default
+    for place, interval in zip(places, intervals * len(places)):
+        low, high = (float(end) for end in interval[1:-1].split(", "))
+        for number in (low - 1, high + 1, math.nan, *([low] if interval[0] == "(" else [])):
+            with pytest.raises(ValueError, match=rf"{kind.__name__}: {option}.* must be .*, got {number}"):
+                kind([torch.ones(2, 2, requires_grad=True)], **{option: put(default, place, number)})

@@ -65,6 +65,26 @@ def test_the_printed_session_of_fifty_steps(tmp_path, torch_device):
     assert torch.equal(loaded["state"][0]["momentum_buffer"], buffer)
 
 
+def test_defaults_state_and_groups_are_live_as_torchs():
+    p, q = leaves(shapes=((3,), (3,)))
+    optimizer = fusedopt.torch.SGD([("first", p)], lr=0.5, momentum=0.5)
+    theirs = torch.optim.SGD([("first", p)], lr=0.5, momentum=0.5)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    assert {key: optimizer.defaults[key] for key in theirs.defaults} == theirs.defaults
+    assert [list(group) for group in optimizer.param_groups] == [list(group) for group in theirs.param_groups]
+    assert (type(optimizer.state), type(optimizer.param_groups)) == (type(theirs.state), list)
+    optimizer.defaults["lr"] = 0.25
+    optimizer.add_param_group({"params": [("second", q)]})
+    optimizer.param_groups[0]["lr"] = 0.125
+    for _ in range(2):
+        for tensor in (p, q):
+            tensor.data.zero_()
+            tensor.grad = torch.ones_like(tensor)
+        optimizer.step()
+        assert [tensor[0].item() for tensor in (p, q)] == [-0.125, -0.25]
+        optimizer.state.clear()
+
+
 # --- resuming --------------------------------------------------------------------------------------------------------
 
 
