@@ -1,4 +1,4 @@
-"""Whether a device gives NumPy's bits: SGD, Adam and AdamW, their flags, all dtypes, odd sizes, unusual steps."""
+"""Whether a device gives NumPy's bits: every rule, its flags, all dtypes, odd sizes, unusual steps."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import ml_dtypes
 import numpy as np
 
 import fusedopt
+from fusedopt.optimizers import RULES
 
 DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
-SIZES = (0, 1, 3, 17, 4_097, 0, 70_001)
+SHAPES = ((0,), (1,), (3,), (17,), (4_097,), (0,), (70_001,), (7, 4_100))
 UNUSUAL = (0.0, -0.0, np.inf, -np.inf, np.nan, 1e-40, -1e-42)
 CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("SGD", {"weight_decay": 0.01}),
@@ -25,6 +26,9 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("Adam", {"weight_decay": 0.01, "decoupled_weight_decay": True, "maximize": True}),
     ("AdamW", {}),
     ("AdamW", {"weight_decay": 0.1, "amsgrad": True}),
+    ("SGD", {"momentum": 0.9, "weight_decay": 0.01, "clip_norm": 1.0, "clip_value": 0.5, "loss_scale": 2.0}),
+    ("AdamW", {"grad_centralization": True, "clip_norm": 1.0}),
+    *((name, {}) for name in RULES if name not in ("SGD", "Adam", "AdamW")),
 )
 
 Array = np.ndarray[Any, Any]
@@ -41,10 +45,10 @@ def outcome(array: Callable[[Array], Any], host: Callable[[Any], Array], name: s
     """Parameters and states, by name, after six steps on arrays of a device."""
     random = np.random.default_rng(1)
 
-    def values(size: int) -> Any:
-        return array(random.standard_normal(size).astype(dtype))
+    def values(shape: tuple[int, ...]) -> Any:
+        return array(random.standard_normal(shape).astype(dtype))
 
-    parameters = [fusedopt.Parameter(values(size)) for size in SIZES]
+    parameters = [fusedopt.Parameter(values(shape)) for shape in SHAPES]
     optimizer = getattr(fusedopt, name)(parameters, lr=1e-2, **options)
     for step in range(6):
         optimizer.zero_grad()
@@ -53,7 +57,7 @@ def outcome(array: Callable[[Array], Any], host: Callable[[Any], Array], name: s
             if step == 3 and parameter.size >= len(UNUSUAL):
                 gradient[: len(UNUSUAL)] = np.array(UNUSUAL, np.float64).astype(dtype)
             if (step, index) != (1, 3):  # once, one parameter has no gradient
-                parameter.grad = array(gradient)
+                parameter.grad = array(gradient.reshape(parameter.shape))
         optimizer.param_groups[0]["lr"] = 1e-2 / (1 + step)
         optimizer.step(grad_scale=8.0 if step == 4 else None, found_inf=1.0 if step == 2 else None)
     result = {f"parameter {i}": host(parameter.data) for i, parameter in enumerate(parameters)}
@@ -82,7 +86,7 @@ def compare(array: Callable[[Array], Any], host: Callable[[Any], Array], until: 
     return {
         "passed": not wrong and not left_out,
         "cases": len(found),
-        "elements": sum(SIZES),
+        "elements": sum(map(math.prod, SHAPES)),
         "different": wrong,
         "notes": left_out,
     }

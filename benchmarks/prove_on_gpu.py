@@ -4,7 +4,7 @@ In under 8 minutes it compares bits with NumPy, measures speed, runs the GPU tes
 watch and tries launch geometries. Sections, by importance, each in processes of its own, so that neither a crash nor a
 hang of one touches the others:
 
-    bits         parameters and states of SGD, Adam and AdamW equal NumPy's to the bit
+    bits         parameters and states of every rule equal NumPy's to the bit
     speed        shares of a plain stream's speed, ratios to torch, jax and CuPy, time of the host
     tests        the tests marked gpu, but for those of torch tensors
     torch-tests  those

@@ -198,8 +198,9 @@ def test_moved_gradients_are_read_where_they_are_piece_by_piece():
     gradients = [ordinary(size, "float32", 2) for size in (3, 2 * PIECE + 5)]
     group = SimpleNamespace(rule=rules.SGD())
     spans = [
-        SimpleNamespace(group=group, size=gradient.size, dtypes=("float32",) * 3, parameter=parameter.data,
-                        gradient=np.zeros_like(gradient), states=[], counters=np.zeros(2), parameters=1)
+        SimpleNamespace(group=group, size=gradient.size, shape=gradient.shape, dtypes=("float32",) * 3,
+                        parameter=parameter.data, gradient=np.zeros_like(gradient), states=[], counters=np.zeros(2),
+                        parameters=1)
         for parameter, gradient in zip(both.parameters, gradients)
     ]  # fmt: skip
     plan = backends.cpu_backend().plan(spans)

@@ -158,9 +158,7 @@ def put(default, place, number):
 
 @each_row
 def test_over_torchs_tensors_they_are_the_same(kind, option, row):
-    kind = getattr(fusedopt.torch, kind.__name__, None)
-    if kind is None:  # Momentum and LazyAdam are other libraries'
-        return
+    kind = getattr(fusedopt.torch, kind.__name__)
     default, *intervals = row
     places = range(len(default)) if isinstance(default, tuple) else (0,)
     assert kind([torch.ones(2, 2, requires_grad=True)]).defaults.get(option, default) == default

@@ -127,8 +127,12 @@ def take_stages(jobs: Sequence[Job], scale: float, threads: Callable[[], int]) -
                 if stage.stage is not None and stage.stage.slot == slot
             ]
             _take(passes, threads)
+            groups: dict[int, list[Pass]] = {}
             for one in passes:
-                _keep(one, [other for other in passes if other.job.kind.group is one.job.kind.group])
+                by = one.job.kind.group if one.stage.over == GROUP else one
+                groups.setdefault(id(by), []).append(one)
+            for some in groups.values():
+                _keep(some)
 
 
 def _take(passes: Sequence[Pass], threads: Callable[[], int]) -> None:
@@ -144,11 +148,13 @@ def _take(passes: Sequence[Pass], threads: Callable[[], int]) -> None:
     on_all_threads(work, min(len(pieces), threads()) if large else 1)
 
 
-def _keep(one: Pass, of_group: Sequence[Pass]) -> None:
-    """Leave the results of a span's stage where its later launches read them."""
-    for number, name in enumerate(one.stage.names):
-        if one.stage.over == ROW:
+def _keep(passes: Sequence[Pass]) -> None:
+    """Leave the results of a stage, of one span or of all of a group's, where their later launches read them."""
+    for number, name in enumerate(passes[0].stage.names):
+        if passes[0].stage.over == ROW:
+            [one] = passes
             one.job.rows[0][:] = row_means(one.found[number], max(1, one.length), one.job.kind.real)
         else:
-            some = of_group if one.stage.over == GROUP else [one]
-            one.job.sums[name] = tensor_sum(np.concatenate([each.found[number].ravel() for each in some]))
+            total = tensor_sum(np.concatenate([one.found[number].ravel() for one in passes]))
+            for one in passes:
+                one.job.sums[name] = total

@@ -7,6 +7,7 @@ from fusedopt.clipping import clip_grad_norm as clip_grad_norm
 from fusedopt.clipping import clip_grad_value as clip_grad_value
 from fusedopt.megengine.custom import Optimizer as Optimizer
 from fusedopt.megengine.custom import required as required
+from fusedopt.megengine.optimizers import LAMB as LAMB
 from fusedopt.megengine.optimizers import SGD as SGD
 from fusedopt.megengine.optimizers import Adadelta as Adadelta
 from fusedopt.megengine.optimizers import Adagrad as Adagrad

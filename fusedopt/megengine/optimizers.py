@@ -122,3 +122,34 @@ class Adadelta(Fused, rule=rules.Adadelta):
         self, params: Any, lr: float = 1.0, rho: float = 0.9, eps: float = 1e-6, weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, lr=lr, rho=rho, eps=eps, weight_decay=weight_decay)
+
+
+class LAMB(Fused, rule=rules.LAMB):
+    """`fusedopt.LAMB`, with a learning rate that has to be given, eps of 1e-8, and no decay unless it is given.
+
+    Args:
+        params: What to train.
+        lr: Learning rate.
+        betas: Decay of the first and the second moment.
+        eps: Added to the root of the second moment.
+        bias_correction: Divide the moments by 1 - beta^t. It is not in state dicts.
+        weight_decay: Decay of the parameters, part of the step that is scaled.
+        always_adapt: Scale steps without weight decay too. It is not in state dicts.
+
+    Source: `megengine.optimizer.LAMB`, whose kernel for CPUs takes norms of whole numbers alone.
+    """
+
+    keys = ("lr", "weight_decay", "betas", "eps")
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        bias_correction: bool = True,
+        weight_decay: float = 0.0,
+        always_adapt: bool = False,
+    ) -> None:
+        options = {"bias_correction": bias_correction, "always_adapt": always_adapt}
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)

@@ -9,6 +9,7 @@ from fusedopt.mindspore.adam import Adam as Adam
 from fusedopt.mindspore.adam import AdaMax as AdaMax
 from fusedopt.mindspore.adam import AdamOffload as AdamOffload
 from fusedopt.mindspore.adam import AdamWeightDecay as AdamWeightDecay
+from fusedopt.mindspore.adam import Lamb as Lamb
 from fusedopt.mindspore.adam import LazyAdam as LazyAdam
 from fusedopt.mindspore.custom import Cell as Cell
 from fusedopt.mindspore.custom import LearningRateSchedule as LearningRateSchedule

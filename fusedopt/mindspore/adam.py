@@ -109,3 +109,19 @@ class AdaMax(Fused, rule=rules.Adamax):
     ) -> None:
         options = {"betas": betas("AdaMax", beta1, beta2), "eps": a_float("AdaMax: eps", eps, ABOVE_ZERO)}
         super().__init__(params, learning_rate, weight_decay, loss_scale, eps_in_denominator=True, **options)
+
+
+class Lamb(Fused, rule=rules.LAMB):
+    """`fusedopt.LAMB(always_adapt=True)`, without weight decay unless it is given. Source: `mindspore.nn.Lamb`."""
+
+    def __init__(
+        self,
+        params: Any,
+        learning_rate: Any,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-6,
+        weight_decay: Any = 0.0,
+    ) -> None:
+        options = {"betas": betas("Lamb", beta1, beta2), "eps": a_float("Lamb: eps", eps, ABOVE_ZERO)}
+        super().__init__(params, learning_rate, weight_decay, always_adapt=True, **options)

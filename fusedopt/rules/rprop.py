@@ -35,6 +35,7 @@ class Rprop(Rule):
     weight_decay: float = hyperparameter(0.0, "[0, inf)", "coupled (L2) decay", kw_only=True, common=True)
 
     state = ("prev", State("step_size", initial="lr"))
+    coupled_decay = "weight_decay"
 
     def scalars(self, step: Any, a: Any) -> Values:
         (shrink, grow), (least, most) = self.etas, self.step_sizes

@@ -82,6 +82,7 @@ FUSED = {
     "AdamW": lambda params, **options: optim.AdamW(params, **{"lr": 0.01, **options}),
     "Adagrad": lambda params, **options: optim.Adagrad(params, **{"lr_decay": 0.1, **options}),
     "Adadelta": optim.Adadelta,
+    "LAMB": lambda params, **options: optim.LAMB(params, **{"lr": 0.01, "weight_decay": 0.1, **options}),
 }
 each_fused = pytest.mark.parametrize("make", FUSED.values(), ids=FUSED)
 each = pytest.mark.parametrize("make", [*FUSED.values(), Momentum], ids=[*FUSED, "custom"])
@@ -283,6 +284,27 @@ def test_golden_vector_of_adagrad_with_eps_under_the_root():
     saved = optimizer.state_dict()
     assert list(saved["param_groups"][0]) == ["lr", "lr_decay", "eps", "weight_decay", "params"]
     assert list(saved["state"][0]) == ["square_avg", "step"]
+
+
+@pytest.mark.parametrize(
+    ("options", "ratio"), [({"weight_decay": 0.1}, True), ({}, False), ({"always_adapt": True}, True)]
+)
+@pytest.mark.parametrize("correct", [True, False])
+def test_lamb_scales_where_there_is_decay_or_always(options, ratio, correct):
+    p, m, v = GOLDEN_PARAMETER / 8, 0.0, 0.0  # all below 1: MegEngine's CPU kernel takes such norms for 0
+    decay = options.get("weight_decay", 0.0)
+    for step, g in enumerate(GOLDEN_GRADIENTS, 1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        first, second = (1 - 0.9**step, 1 - 0.999**step) if correct else (1, 1)
+        u = m / first / (np.sqrt(v / second) + 1e-8) + decay * p
+        p = p - 0.01 * (np.linalg.norm(p) / np.linalg.norm(u) if ratio else 1) * u
+    parameter = Parameter(GOLDEN_PARAMETER / 8)
+    optimizer = optim.LAMB([parameter], 0.01, bias_correction=correct, **options)
+    for gradient in GOLDEN_GRADIENTS:
+        parameter.grad = gradient
+        optimizer.step()
+    np.testing.assert_allclose(parameter.data, p, rtol=1e-12)
+    assert list(optimizer.state_dict()["param_groups"][0]) == ["lr", "weight_decay", "betas", "eps", "params"]
 
 
 @each_fused

@@ -56,6 +56,7 @@ MAKE = {
     "ASGD": lambda params, **o: nn.ASGD(params, **{"learning_rate": 0.1, **o}),
     "FTRL": lambda params, **o: nn.FTRL(params, **{"learning_rate": 0.1, **o}),
     "ProximalAdagrad": lambda params, **o: nn.ProximalAdagrad(params, **{"learning_rate": 0.1, **o}),
+    "Lamb": lambda params, **o: nn.Lamb(params, **{"learning_rate": 0.1, **o}),
 }
 each = pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 
@@ -97,6 +98,10 @@ def signature_of(make):
             (0.921576116658, -1.99200080239, 0.428239665758, 0.217628973117),
         ),
         (lambda p: nn.Adagrad(p, learning_rate=0.1), (0.933541233419, -2.01957742595, 0.449480608887, 0.154653741075)),
+        (
+            lambda p: nn.Lamb(p, 0.01, weight_decay=0.01),
+            (0.965163224935, -2.00001168104, 0.467554894528, 0.234739145843),
+        ),
         (lambda p: nn.Adadelta(p), (0.994618037428, -2.00087837218, 0.498141400188, 0.246837738151)),
         (
             lambda p: nn.RMSProp(p, 0.01, momentum=0.9),
@@ -374,6 +379,19 @@ def test_groups_that_are_refused(groups, error, message):
     with pytest.raises(error, match=message):
         nn.Momentum(groups(parameters), 0.1, 0.9)
     nn.Momentum(parameters, 0.1, 0.9)  # nothing has taken them
+
+
+def test_centralization_takes_the_mean_of_gradient_and_decay_out():
+    parameters = net()
+    before = values_of(parameters)
+    groups = [{"params": parameters, "grad_centralization": True, "weight_decay": 0.5}]
+    gradients = gradients_of(parameters)
+    nn.SGD(groups, 1.0)(gradients)
+    for parameter, p, g in zip(parameters, before, gradients):
+        g = g + 0.5 * p
+        if p.ndim > 1:
+            g = g - g.mean(axis=tuple(range(1, p.ndim)), keepdims=True)
+        np.testing.assert_allclose(parameter.data, p - g, rtol=1e-12, atol=1e-12)
 
 
 # --- learning rates
