@@ -126,7 +126,7 @@ def _tensor(what: str, value: Any, parameter: torch.Tensor) -> torch.Tensor:
 
 def _assign(group: dict[str, Any], name: str, value: Any) -> None:
     """Set a hyperparameter; a tensor on a device keeps its place, since captured graphs read it."""
-    ours = group.get(name)
+    ours = group.get(name)  # an option that every rule has may not have been there
     if isinstance(ours, torch.Tensor) and ours.device.type != "cpu":
         ours.fill_(value) if not isinstance(value, torch.Tensor) else ours.copy_(value.reshape(ours.shape))
     else:
