@@ -328,6 +328,7 @@ def test_a_wrong_hyperparameter_is_refused_wherever_it_is_given(case, name, valu
         ),
         ("momentum", "it has lr"),
         ("Betas", "did you mean 'betas'"),
+        ("grad_centralizaiton", "did you mean 'grad_centralization'"),  # as a guide of MindSpore's spells it
     ],
 )
 def test_an_unknown_option_is_refused_with_a_hint(device, name, hint):

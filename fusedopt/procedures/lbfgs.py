@@ -68,7 +68,8 @@ class QuasiNewton(Optimizer):
 
     def _begin(self) -> None:
         super()._begin()
-        self._history = History()
+        if "_history" not in vars(self):  # a copy has it by now
+            self._history = History()
 
     def _add(self, entries: list[dict[str, Any]]) -> None:
         if len(self._groups) + len(entries) != 1:

@@ -61,8 +61,9 @@ def step_matrix(parameter: Any, gradient: Any, momentum: Any, rule: Muon) -> Non
     momentum[...] = b.astype(momentum.dtype)
     x = (g + rule.momentum * (b - g) if rule.nesterov else b).astype(rule.ns_dtype or real)
     x = orthogonalized(x, rule).astype(real)
-    p = (1 - rule.lr * rule.weight_decay) * parameter.astype(real) - rule.adjusted_lr(parameter.shape) * x
-    parameter[...] = p.astype(parameter.dtype)
+    p, decay = parameter.astype(real), rule.lr * rule.weight_decay
+    p = p - decay * p if decay else p  # below 3e-8, 1 - decay would be 1 in float32
+    parameter[...] = (p - rule.adjusted_lr(parameter.shape) * x).astype(parameter.dtype)
 
 
 class MatrixPlan:

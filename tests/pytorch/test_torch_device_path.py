@@ -244,6 +244,26 @@ def test_a_step_where_nothing_moved_sends_nothing_makes_nothing_and_waits_for_no
     twins.compare()
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+def test_steps_that_were_loaded_from_the_cpu_are_waited_for_no_more(surface, steps):
+    """A loaded step that lay on the device would be read back for each parameter at each step, as it was in torch."""
+    saved = started(steps=2).device.state_dict()
+    twins = started(steps=steps)
+    for optimizer, path in zip(twins.optimizers, (contextlib.nullcontext, numpy_path)):
+        with path():
+            optimizer.load_state_dict(saved)
+    twins.give(0)
+    if not steps:
+        twins.step()  # which makes the counters on the device
+        twins.give(1, into_place=True)
+    forget(surface)
+    with nothing_waits(surface):
+        twins.device.step()
+    twins.host_step()
+    assert surface.made == []
+    assert {float(entry["step"]) for entry in twins.device.state.values()} == {3.0 if steps else 4.0}
+
+
 def test_gradients_that_moved_cost_one_copy_of_the_table_of_spans(surface):
     twins = Twins("AdamW", ({}, makers(5, 4097)), ({"lr": 0.1}, makers(3)))
     for step in range(5):

@@ -315,7 +315,13 @@ def test_sequences_end_and_are_of_one_length():
 
 @pytest.mark.parametrize(
     ("key", "near"),
-    [("weight_decy", "weight_decay"), ("wieght_decay", "weight_decay"), ("beta", "betas"), ("maximise", "maximize")],
+    [
+        ("weight_decy", "weight_decay"),
+        ("wieght_decay", "weight_decay"),
+        ("beta", "betas"),
+        ("maximise", "maximize"),
+        ("grad_centralizaiton", "grad_centralization"),
+    ],
 )
 def test_a_misspelt_option_of_a_group_is_refused(key, near):
     message = f"AdamW has no option {key!r}; did you mean {near!r}?"
