@@ -147,7 +147,7 @@ def _filled(
             if key in live:
                 live[key].fill_(value)
             else:
-                filled[key] = torch.tensor(value, dtype=torch.float64)
+                filled[key] = _as_torch_has_it(value, "cpu")  # until the first step makes a counter of it
             continue
         ours = filled.get(key)
         if not isinstance(ours, torch.Tensor) or (ours.dtype, ours.device, ours.shape) != (

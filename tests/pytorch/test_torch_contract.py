@@ -1208,6 +1208,17 @@ def test_steps_are_counted_beyond_what_float32_can(start, torch_device):
     assert {entry["step"].item() for entry in optimizer.state.values()} == {start + 3}
 
 
+@each_kind
+def test_a_state_dict_that_was_loaded_is_saved_as_it_was(case):
+    saved, again = (ours_of(case)(leaves(), **case.main) for _ in range(2))
+    give_gradients(saved, 1)
+    saved.step()
+    again.load_state_dict(saved.state_dict())
+    pairs = zip(again.state_dict()["state"].values(), saved.state_dict()["state"].values(), strict=True)
+    for entry, expected in pairs:
+        assert {name: value.dtype for name, value in entry.items()} == {n: v.dtype for n, v in expected.items()}
+
+
 STEPS = {
     "an int": 7,  # torch before 1.12
     "int64": torch.tensor(7),
