@@ -22,7 +22,10 @@ from fusedopt.sparse_gradient import SparseGradient
 from fusedopt.tracing import Traced, trace
 
 # Attributes that a copy makes anew: they hold buffers, or count what happened to them.
-_REBUILT = ("changes", "_seen", "_groups", "_arenas", "_backends", "_stepping", "_traced", "_plans", "_history")
+_REBUILT = (
+    *("changes", "_seen", "_groups", "_arenas", "_backends", "_stepping", "_traced", "_plans"),
+    *("_history", "_moments"),  # of procedures
+)
 
 Loss = TypeVar("Loss")
 Self = TypeVar("Self", bound="Optimizer")
