@@ -111,6 +111,18 @@ def test_the_least_root_is_that_of_each_parameters_dtype():
     np.testing.assert_allclose(ends[0], 0.99, rtol=1e-6)  # a whole step, as 1e-4 is above float32's eps of 1.2e-7
 
 
+EPSILONS = {"float64": 2**-52, "float32": 2**-23, "float16": 2**-10, "bfloat16": 2**-7}
+
+
+@pytest.mark.parametrize("dtype", EPSILONS)
+@pytest.mark.parametrize("shape", [(4,), (2, 2)])
+def test_gradients_below_the_least_root_move_by_as_much_less(dtype, shape):
+    parameter = fusedopt.Parameter(np.ones(shape, dtype))
+    parameter.grad = np.full(shape, EPSILONS[dtype] / 4, dtype)
+    fusedopt.Adafactor([parameter], lr=1.0).step()
+    assert (parameter.data == 0.75).all()
+
+
 def test_empty_parameters_step_and_keep_their_shapes():
     """torch divides by their number of elements, and raises."""
     parameters = wrapped([np.zeros(shape) for shape in EMPTY])

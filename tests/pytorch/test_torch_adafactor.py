@@ -87,6 +87,14 @@ def test_the_least_root_is_that_of_each_parameters_dtype():
     assert not torch.allclose(ends[2], ends[3], rtol=1e-4)  # torch's, which takes bfloat16's eps for both
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_gradients_below_the_least_root_move_by_as_much_less(dtype):
+    p = torch.ones(4, dtype=dtype, requires_grad=True)
+    p.grad = torch.full_like(p, torch.finfo(dtype).eps / 4)
+    ours.Adafactor([p], lr=1.0).step()
+    assert (p == 0.75).all()
+
+
 @pytest.mark.parametrize("kinds", [(torch.optim, ours, torch.optim), (ours, torch.optim, ours)], ids=["theirs", "ours"])
 def test_a_run_goes_on_through_the_others_state_dict(kinds):
     whole, before = stepped(stepped(stepped(torch.optim.Adafactor(parameters()), 2, 1), 2, 2), 2, 3), None
