@@ -148,9 +148,9 @@ def _step_some(kept: dict[Parameter, Moments], arena: Arena, indices: range) -> 
         parameter = arena.view(arena.data, index)
         p, new = stepped(
             xp,
-            parameter.astype(real),
-            arena.view(arena.gradients, index).astype(real),
-            {name: moment.astype(real) for name, moment in moments.items()},
+            parameter.astype(real, copy=False),
+            arena.view(arena.gradients, index).astype(real, copy=False),
+            {name: moment.astype(real, copy=False) for name, moment in moments.items()},
             rule,
             (step**rule.beta2_decay).astype(real),
             xp.minimum(step**-0.5, rule.lr).astype(real),
