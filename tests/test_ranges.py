@@ -93,6 +93,13 @@ RANGES = {
         "eps": (1e-7, "[0, inf)"),
         "ns_steps": (5, "[0, 100)"),
     },
+    "Adafactor": {
+        "lr": (1e-2, "[0, inf)"),
+        "beta2_decay": (-0.8, "(-inf, 0]"),
+        "eps": ((None, 1e-3), "[0, inf)"),
+        "d": (1.0, "[1, inf)"),
+        "weight_decay": DECAY,
+    },
     "SparseAdam": SPARSE,
     "LazyAdam": SPARSE | {"weight_decay": DECAY},
     "of every rule": {"loss_scale": (1.0, "(0, inf)"), "clip_value": (0.0, "[0, inf)"), "clip_norm": (0.0, "[0, inf)")},

@@ -68,8 +68,7 @@ class QuasiNewton(Optimizer):
 
     def _begin(self) -> None:
         super()._begin()
-        if "_history" not in vars(self):  # a copy has it by now
-            self._history = History()
+        self._history = History()
 
     def _add(self, entries: list[dict[str, Any]]) -> None:
         if len(self._groups) + len(entries) != 1:
@@ -145,6 +144,12 @@ class QuasiNewton(Optimizer):
         history = history_of(first_entry(state_dict), "the state of LBFGS", self._vector)
         super().load_state_dict({**state_dict, "state": {}})
         self._history = history
+
+    def _copied_state(self) -> dict[str, Any]:
+        return QuasiNewton.state_dict(self)
+
+    def _take_copied(self, state: dict[str, Any]) -> None:
+        QuasiNewton.load_state_dict(self, state)
 
     def _vector(self, what: str, value: Any) -> Any:
         size, memory = sum(p.size for p in self._params), next(self.arenas()).memory

@@ -67,7 +67,7 @@ def hyperparameter(
 
     Args:
         default: A float, a tuple of floats, or a bool. A bool is a flag, and each of its values is a kernel variant.
-            With `choices`, one of these.
+            With `choices`, one of these. None among a tuple's floats: it may be None, for procedures alone.
         interval: The allowed range of a number (of each one in a tuple), such as `"[0, inf)"`; a tuple of ranges, one
             for each number of a tuple. A flag has none: its second argument is `doc`.
         doc: What it is, for `help()` and the documentation.
@@ -449,7 +449,7 @@ def _numbers(cls: type[Rule], value_of: Callable[[str], Any]) -> Iterator[tuple[
 
 
 def _checked(rule: str, field: dataclasses.Field[Any], value: Any) -> Any:
-    """The value as bool, float or tuple of floats, or an error that names it."""
+    """The value as bool, float or tuple of floats, each None where that is its default, or an error that names it."""
     default, choices = field.default, field.metadata["choices"]
     if choices:
         if not any(value is choice or value == choice for choice in choices):
@@ -472,8 +472,8 @@ def _checked(rule: str, field: dataclasses.Field[Any], value: Any) -> Any:
         raise ValueError(f"{rule}: {field.name} must be {len(default)} numbers such as {default}, got {value!r}.")
     intervals = field.metadata["interval"] or (None,) * len(default)
     return tuple(
-        _checked_number(f"{rule}: {field.name}[{i}]", interval, item)
-        for i, (item, interval) in enumerate(zip(items, intervals, strict=True))
+        None if item is None and usual is None else _checked_number(f"{rule}: {field.name}[{i}]", interval, item)
+        for i, (item, usual, interval) in enumerate(zip(items, default, intervals, strict=True))
     )
 
 
