@@ -207,7 +207,10 @@ def test_the_number_that_was_saved_is_not_taken_where_a_schedule_is():
     optimizer = train(CPU, Adam(parameters(CPU), lr=halves), 3)
     other = saved_and_loaded(optimizer, lr=COSINE)
     assert (other.param_groups[0]["lr"], other.param_groups[0]["schedule_step"]) == (COSINE(2), 3)
-    number = saved_and_loaded(optimizer, lr=0.75)
+    said = r"param group 0 of the state dict was saved with a schedule \(schedule_step 3\), .*: lr stays 0.125; build it"
+    with pytest.warns(UserWarning, match=said) as seen:
+        number = saved_and_loaded(optimizer, lr=0.75)
+    assert [record.filename for record in seen] == [__file__]
     assert number.param_groups[0]["lr"] == halves(2)
     assert "schedule_step" not in number.state_dict()["param_groups"][0]
     number.param_groups[0]["lr"] = halves

@@ -70,11 +70,12 @@ def changes_some(rule: Rule, values: Mapping[str, Any]) -> bool:
 def explained(error: Exception, schedules: Mapping[str, Function], step: int) -> Exception:
     """The error of a wrong number, with the schedule that it comes from."""
     named = [name for name in schedules if f": {name} " in str(error)] or list(schedules)
-    sources = " and ".join(f"{name} follows {_title(schedules[name])}" for name in named)
+    sources = " and ".join(f"{name} follows {title_of(schedules[name])}" for name in named)
     return type(error)(f"{error} At step {step}, where {sources}.") if named else error
 
 
-def _title(schedule: Function) -> str:
+def title_of(schedule: Function) -> str:
+    """A schedule as messages name it."""
     text = str(getattr(schedule, "__qualname__", schedule))
     return text if len(text) <= 100 else f"{text[:97]}..."
 
