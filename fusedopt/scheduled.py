@@ -50,8 +50,8 @@ def _warn_of_lost_schedules(number: int, rule: Rule, step: int) -> None:
     options = type(rule).options()
     kept = f"lr stays {rule.lr!r}" if "lr" in options else "its numbers stay"  # type: ignore[attr-defined]  # most have
     warnings.warn(
-        f"param group {number} of the state dict was saved with a schedule ({STEP} {step}), and this optimizer has none "
-        f"there: {kept}; build it with the same schedules, or assign one.",
+        f"param group {number} of the state dict was saved with a schedule ({STEP} {step}), and this optimizer has "
+        f"none: {kept}; build it with the same schedules, or assign one.",
         stacklevel=5,
     )
 

@@ -31,8 +31,8 @@ def rule_at(rule: Rule, schedules: Mapping[str, Function], step: int, group: Map
 def warn_of_take_over(number: int, schedule: Function, rate: Any) -> None:
     """Warn that a scheduler of torch's has ended a schedule of this library."""
     warnings.warn(
-        f"param group {number}: lr followed {title_of(schedule)}, and a torch.optim.lr_scheduler that was built on it has "
-        f"written {rate!r}: the schedule is over. Keep one of the two: build no scheduler, or give lr a number first.",
+        f"param group {number}: lr followed {title_of(schedule)}, and a torch.optim.lr_scheduler that was built on it "
+        f"has written {rate!r}: the schedule is over. Keep one of them: build no scheduler, or make lr a number first.",
         stacklevel=2,
     )
 
@@ -142,7 +142,8 @@ class Schedules:
         """Take out of the groups what was written there as a schedule; whether there was any."""
         found = []
         for number, followed in enumerate(self.of(groups)):
-            schedules = found_in(type(self._rule), followed.group)
+            with of_group(number):
+                schedules = found_in(type(self._rule), followed.group)
             if schedules:
                 with of_group(number):
                     said = {**self._rule.common_defaults(), **followed.group}

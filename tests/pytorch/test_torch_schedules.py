@@ -148,7 +148,9 @@ def test_what_a_scheduler_of_torchs_writes_wins():
     optimizer = Adam(parameters(), lr=halves)
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
     assert optimizer.schedules == ({},)
-    said = r"param group 0: lr followed halves, and a torch.optim.lr_scheduler .* written 0.5: .* give lr a number first"
+    said = (
+        r"param group 0: lr followed halves, and a torch.optim.lr_scheduler .* written 0.5: .* make lr a number first"
+    )
     with pytest.warns(UserWarning, match=said) as seen:
         train(optimizer, 2)
     assert (len(seen), optimizer.param_groups[0]["lr"]) == (1, 0.5)
@@ -237,7 +239,9 @@ def test_a_state_dict_of_torch_says_the_step_where_parameters_count():
 
 def test_a_saved_step_does_not_stay_in_a_group_that_follows_nothing():
     followed = train(Adam(parameters(), lr=halves), 3)
-    said = r"param group 0 of the state dict was saved with a schedule \(schedule_step 3\), .*: lr stays 0.125; build it"
+    said = (
+        r"param group 0 of the state dict was saved with a schedule \(schedule_step 3\), .*: lr stays 0.125; build it"
+    )
     with pytest.warns(UserWarning, match=said):
         plain = reloaded(followed, lr=0.75)
     assert plain.param_groups[0]["lr"] == halves(2)
