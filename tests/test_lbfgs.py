@@ -367,6 +367,8 @@ def test_a_step_takes_a_closure_and_no_scales():
     for closure in (None, 3.0):
         with pytest.raises(TypeError, match="takes a closure"):
             optimizer.step(closure)
+    with pytest.raises(TypeError, match=r"^LBFGS: the closure must return the loss, got None.$"):
+        optimizer.step(lambda: None)
     for scale in ({"grad_scale": 2.0}, {"found_inf": 0.0}):
         with pytest.raises(TypeError, match="no grad_scale"):
             optimizer.step(quadratic(x), **scale)

@@ -119,6 +119,10 @@ class State:
     initial: float | str = 0.0
 
 
+# What other libraries call some options.
+ELSEWHERE = {"learning_rate": "lr", "beta1": "betas", "beta2": "betas", "epsilon": "eps"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """Base class of update rules. A subclass is a frozen dataclass whose fields are `hyperparameter(...)`.
@@ -401,7 +405,7 @@ class Rule:
     def unknown_option(cls, name: object) -> str:
         """The sentence for an option that the rule does not have."""
         known = [option for option, field in cls.options().items() if field.init]
-        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(ELSEWHERE.get(str(name), str(name)), known, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}."
         return f"{cls.__name__} has no option {name!r}; {hint}"
 

@@ -66,7 +66,7 @@ class Schedule:
         raise NotImplementedError(f"{type(self).__name__} has no method value(self, step)")
 
     def scaled(self, factor: float) -> Schedule:
-        """This schedule times a number, as `factor * schedule` says it too."""
+        """This schedule times a number, as `factor * schedule` says it too; `schedule / 10` is `0.1 * schedule`."""
         return Scaled(self, factor)
 
     def then(self, following: Callable[[int], float], *, at: int) -> Schedule:
@@ -77,6 +77,9 @@ class Schedule:
         if isinstance(other, numbers.Real):
             return Scaled(self, float(other))
         return Product(self, other) if callable(other) else NotImplemented
+
+    def __truediv__(self, other: Any) -> Schedule:
+        return Scaled(self, 1 / float(other)) if isinstance(other, numbers.Real) else NotImplemented
 
     def __rmul__(self, other: Any) -> Schedule:
         if isinstance(other, numbers.Real):

@@ -85,7 +85,7 @@ def check_flags(flags: Mapping[str, Any], options: Mapping[str, Any]) -> None:
                 )
 
 
-def check_keys(rule: type[Rule], group: Mapping[str, Any]) -> None:
+def check_keys(rule: type[Rule], group: Mapping[str, Any], where: str = "") -> None:
     """Raise KeyError for a key that is an option misspelt; other unknown keys are the user's own, as in torch."""
     known = [*(name for name, field in rule.options().items() if field.init), *FLAGS, "params"]
     for key in group:
@@ -94,7 +94,7 @@ def check_keys(rule: type[Rule], group: Mapping[str, Any]) -> None:
         # 0.85: one letter wrong or two swapped in an option of seven. "max_momentum" and "initial_lr" are others' own.
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
         if near and near[0] not in key:
-            raise KeyError(f"{rule.__name__} has no option {key!r}; did you mean {near[0]!r}?")
+            raise KeyError(f"{where}{rule.__name__} has no option {key!r}; did you mean {near[0]!r}?")
 
 
 def check_params(params: list[Any], number: int, others: set[int]) -> None:

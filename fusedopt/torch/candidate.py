@@ -116,8 +116,8 @@ class Candidate:
             )
         if tensor.layout != torch.strided:
             raise RuntimeError(
-                f"{self.what}: this optimizer does not support sparse gradients; use a dense one, as "
-                f"Embedding(sparse=False) makes, or gradient.to_dense()."
+                f"{self.what}: this optimizer does not support sparse gradients; give it to SparseAdam or LazyAdam, or "
+                f"use a dense gradient, as Embedding(sparse=False) makes, or gradient.to_dense()."
             )
         if tensor.is_complex():
             raise RuntimeError(f"{self.what}: {which} is complex, which is not supported; use torch.view_as_real.")
@@ -140,9 +140,11 @@ class Candidate:
                 f"they must be equal."
             )
         if not storable(tensor.dtype, self.local.dtype):
+            wide = self.local.dtype == torch.float64
+            taken = "float32 or float64" if wide else "float32, float16 or bfloat16"
             raise RuntimeError(
-                f"{self.what} has {self.local.dtype} and {which} {tensor.dtype}; float64 goes with float64 and float32 "
-                f"alone: convert one of them."
+                f"{self.what} has {self.local.dtype} and {which} {tensor.dtype}, where it may have {taken}; convert "
+                f"one of them."
             )
 
     def _check_state(self, name: str, state: Any) -> None:

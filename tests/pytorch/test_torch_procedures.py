@@ -284,8 +284,11 @@ def test_lbfgs_has_one_group_a_closure_and_whole_numbers():
     optimizer = ours.LBFGS([x])
     with pytest.raises(ValueError, match="doesn't support per-parameter options"):
         optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)]})
-    with pytest.raises(TypeError, match="takes a closure"):
-        optimizer.step(None)
+    with pytest.raises(TypeError, match=r"^LBFGS.step takes a closure that computes loss and gradients, got None.$"):
+        optimizer.step()
+    with pytest.raises(TypeError, match=r"^LBFGS: the closure must return the loss, got None.$"):
+        optimizer.step(lambda: None)
+    assert not optimizer.state[x]
     with pytest.raises(ValueError, match="max_iter must be a whole number"):
         ours.LBFGS([x], max_iter=1.5)
     with pytest.raises(ValueError, match="line_search_fn must be one of"):
