@@ -314,10 +314,26 @@ def test_the_two_etas_have_ranges_of_their_own():
             rules.Rprop(etas=etas)
 
 
+ANNOTATED = {"__annotations__": {"etas": "float"}}
+
+
+def test_a_hyperparameter_without_a_type_and_a_range_that_cannot_be_read_are_named():
+    """dataclasses would say "'lr' is a field but has no type annotation", and of which rule, not at all."""
+    with pytest.raises(
+        TypeError, match=r"^rule Mine: lr must have its type.*; write lr: float = hyperparameter\(0\.1, "
+    ):
+
+        class Mine(rules.Rule):
+            lr = rules.hyperparameter(0.1, "[0, inf)", "learning rate")
+
+    with pytest.raises(ValueError, match=r"^rule Other: etas: a range is written like '\[0, 1\)'.*, got '>=0'\.$"):
+        type("Other", (rules.Rule,), {"etas": rules.hyperparameter(0.1, ">=0"), **ANNOTATED})
+
+
 @pytest.mark.parametrize("default", [(0.5, 0.9, 1.2), 0.5])
 def test_ranges_of_two_numbers_are_those_of_two_numbers(default):
-    with pytest.raises(ValueError, match=r"has one range|have one range or 3"):
-        rules.hyperparameter(default, ("(0, 1)", "(1, inf)"))
+    with pytest.raises(ValueError, match=r"^rule Mine: etas: .*(has one range|have one range or 3)"):
+        type("Mine", (rules.Rule,), {"etas": rules.hyperparameter(default, ("(0, 1)", "(1, inf)")), **ANNOTATED})
 
 
 def test_ftrl_stays_where_it_is_while_gradients_are_zero():

@@ -5,6 +5,7 @@ Each check takes the subject, returns what it has seen, and raises `Failure`, `N
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -167,6 +168,40 @@ def precision(subject: Subject) -> str:
                 f"float64."
             )
     return f"after {STEPS} steps float32 is within {worst:.1f} units in the last place of float64"
+
+
+def descends(subject: Subject) -> str:
+    """Steps along the gradient of |p|^2 / 2, which is p itself, lower |p|; with `maximize` they raise it."""
+    rule = _moving(subject)
+    ways: dict[str, dict[str, Any]] = {"smaller": {}}
+    if "maximize" in subject.switches(shared=False):
+        ways = {"smaller": {"maximize": False}, "larger": {"maximize": True}}
+    for way, option in ways.items():
+        turned = dataclasses.replace(rule, **option)
+        before, after = _sizes(turned)
+        if not (after > before if way == "larger" else after < before):
+            raise Failure(
+                f"{shown(turned)} goes the wrong way: {MANY_STEPS} steps along the gradient of |p|^2 / 2 take |p| from "
+                f"{before:.6g} to {after:.6g}, and it should get {way}. Look for a wrong sign: p - lr * d descends. If "
+                f"the steps are too long, check with a smaller lr; if it is meant, leave the check out: "
+                f"without=('descends',)."
+            )
+    return f"|p|^2 / 2 gets smaller{', and larger with maximize' if len(ways) > 1 else ''}"
+
+
+def _moving(subject: Subject) -> Rule:
+    """The rule with its defaults; where these keep the parameter at rest, as lr=0 does, with other numbers."""
+    before, after = _sizes(subject.base)
+    return subject.telling if before == after else subject.base
+
+
+def _sizes(rule: Rule) -> tuple[float, float]:
+    """|p| before and after some steps whose gradient is p."""
+    plain = Plain(rule, ordinary(SIZE, "float64", 0))
+    before = float(np.linalg.norm(plain.parameter))
+    for _ in range(MANY_STEPS):
+        plain.update(plain.parameter)
+    return before, float(np.linalg.norm(plain.parameter))
 
 
 def elements(subject: Subject) -> str:
