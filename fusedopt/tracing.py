@@ -65,7 +65,7 @@ SUMMED = (
 
 
 class TracingError(TypeError):
-    """A rule does something that cannot become a kernel; the message names the rule, the thing, the cure and the line."""
+    """A rule does something that cannot become a kernel; the message names the rule, thing, cure and line."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,12 @@ from fusedopt.layout import on_device_of
 from fusedopt.mindspore.arguments import ABOVE_ZERO, a_flag, a_number
 from fusedopt.mindspore.custom import value_of
 
+__all__ = ["ApplyCenteredRMSProp", "ApplyMomentum", "ApplyRMSProp", "assign", "pow"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 def assign(variable: Any, value: Any) -> Any:
     """Write a value into an array or a Parameter, and return that."""

@@ -131,14 +131,13 @@ class State:
 class Rule:
     """Base class of update rules. A subclass is a frozen dataclass whose fields are `hyperparameter(...)`.
 
-    A rule is written once, in NumPy, and is the reference, the CPU path and the CUDA kernel. What one writes is below,
-    and the class's attributes; all other methods and properties are what the library asks of a rule. Two are needed, and
-    are pure:
+    A rule is written once, in NumPy, and is the reference, the CPU path and the CUDA kernel. What one writes is
+    told here; all other methods and properties are what the library asks of a rule. Two are needed, and are pure:
 
     - `scalars(step, a)` computes, in float64, what depends on hyperparameters (`self.lr`, ...), the number of this
       update (`step`, 1.0 at the first) and scalar state (`a.name`) alone. It returns `Values(name=...)`; a value named
-      like a scalar state is that state's new value. It may use + - * /, comparisons, `np.sqrt`, `np.where`, and `power`,
-      `real_power`, `exp2`, `log2`, `larger`, `smaller` and `sign` of `fusedopt.rules`.
+      like a scalar state is that state's new value. It may use + - * /, comparisons, `np.sqrt`, `np.where`, and
+      `power`, `real_power`, `exp2`, `log2`, `larger`, `smaller` and `sign` of `fusedopt.rules`.
     - `update(p, g, s, c)` takes parameter, gradient, states (`s.name`) and the scalars (`c.name`), and returns the new
       parameter and `Values(state=...)`. It uses the same operations but `power`, on whole arrays, never writes in
       place, and branches on flags and switches alone (`if self.amsgrad:`).
@@ -150,7 +149,7 @@ class Rule:
       whole tensor (`r.name`), hyperparameters, and what `scalars` returned.
 
     Some rules have these too: `check()` raises ValueError where hyperparameters do not fit together,
-    `check_shape(described, shape)` where a parameter cannot be trained, and `coupled_decay` names the decay that `update`
+    `check_shape(described, shape)` where a parameter cannot be trained; `coupled_decay` names the decay that `update`
     adds to the gradient, for `grad_centralization`.
 
     Class attributes:

@@ -115,9 +115,9 @@ def descends(subject: Subject) -> str:
         before, after = _sizes(turned)
         if not (after > before if way == "larger" else after < before):
             raise Failure(
-                f"{shown(turned)} goes the wrong way: {MANY_STEPS} steps along the gradient of |p|^2 / 2 take |p| from "
-                f"{before:.6g} to {after:.6g}, and it should get {way}. Look for a wrong sign: p - lr * d descends. If "
-                f"the steps are too long, check with a smaller lr; if it is meant, leave the check out: "
+                f"{shown(turned)} goes the wrong way: {MANY_STEPS - 1} steps along the gradient of |p|^2 / 2 take |p| "
+                f"from {before:.6g} to {after:.6g}, and it should get {way}. Look for a wrong sign: p - lr * d "
+                f"descends. If the steps are too long, check with a smaller lr; if it is meant, leave the check out: "
                 f"without=('descends',)."
             )
     return f"|p|^2 / 2 gets smaller{', and larger with maximize' if len(ways) > 1 else ''}"
@@ -130,12 +130,13 @@ def _moving(subject: Subject) -> Rule:
 
 
 def _sizes(rule: Rule) -> tuple[float, float]:
-    """|p| before and after some steps whose gradient is p."""
+    """|p| after the first and after the last of some steps whose gradient is p; FTRL's first forgets where p began."""
     plain = Plain(rule, ordinary(SIZE, "float64", 0))
-    before = float(np.linalg.norm(plain.parameter))
+    sizes = []
     for _ in range(MANY_STEPS):
         plain.update(plain.parameter)
-    return before, float(np.linalg.norm(plain.parameter))
+        sizes.append(float(np.linalg.norm(plain.parameter)))
+    return sizes[0], sizes[-1]
 
 
 def maximize(subject: Subject) -> str:

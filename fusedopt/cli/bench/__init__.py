@@ -168,8 +168,9 @@ def compare(arguments: argparse.Namespace, machine: Machine, models: Sequence[Mo
             with table.progress(f"{work.title}, {optimizer}") as say:
                 found = measure(machine, task, ways, say)
             new = list(rows(machine, task, ways, found, about))
-            table.show(console, new, {title: why for title, why in found.absent.items() if title not in told})
-            told |= set(found.absent)
+            absent = why_absent(found.absent, optimizer, ways)
+            table.show(console, new, {title: why for title, why in absent.items() if title not in told})
+            told |= set(absent)
             all_rows += new
             tasks += [task] * len(new)
             if arguments.json:
@@ -194,6 +195,15 @@ def compare(arguments: argparse.Namespace, machine: Machine, models: Sequence[Mo
             f"bench: {row.peer} computes something else: {row.optimizer} differs by {row.difference}.", file=sys.stderr
         )
     return 1 if wrong else 0
+
+
+def why_absent(absent: Mapping[str, str], optimizer: str, ways: Sequence[Way]) -> dict[str, str]:
+    """Why ways are absent, by title; those that can never step a rule of the user's own are one entry."""
+    from fusedopt.cli.bench.peers import is_own
+
+    never = [way.title for way in ways if way.title in absent and is_own(optimizer) and not way.any_rule]
+    others = {title: why for title, why in absent.items() if title not in never}
+    return others | ({"; ".join(never): "none of these can step a rule of one's own"} if never else {})
 
 
 def version() -> str:
