@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import keyword
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -401,6 +402,11 @@ def _check_names(cls: type[Rule]) -> None:
     kinds = {**{state.name: "state" for state in cls.all_states()}, **dict.fromkeys(cls.scalar_state, "state")}
     names = [*(state.name for state in cls.all_states()), *cls.scalar_state, *(sum.name for sum in cls.reductions)]
     for name in names:
+        if keyword.iskeyword(name) or name.startswith("_"):  # neither is a field of what a step returns
+            raise TracingError(
+                f"{cls.__name__}: a {kinds.get(name, 'reduction')} is named {name!r}; a name is no keyword and begins "
+                f"with no underscore: choose another."
+            )
         if not name.isidentifier() or names.count(name) > 1 or name in ("p", "g", *PREPARING, cls.step_key):
             kind = kinds.get(name, "reduction")
             raise TracingError(

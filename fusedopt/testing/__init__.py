@@ -11,7 +11,7 @@ from typing import Any
 from fusedopt.rules.place import place_in
 from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.single_step import state_names
-from fusedopt.testing import machines, mathematics, whole_optimizers
+from fusedopt.testing import dependence, machines, mathematics, whole_optimizers
 from fusedopt.testing.report import FAILED, NOTED, PASSED, SKIPPED, Check, Failure, Note, Report, Skip
 from fusedopt.testing.subject import Subject, shown
 from fusedopt.tracing import TracingError
@@ -23,11 +23,13 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "declaration": mathematics.declaration,
     "tracing": mathematics.tracing,
     "dtype": mathematics.dtype,
-    "states": mathematics.states,
-    "hyperparameters": mathematics.hyperparameters,
+    "states": dependence.states,
+    "hyperparameters": dependence.hyperparameters,
     "precision": mathematics.precision,
     "descends": mathematics.descends,
+    "maximize": mathematics.maximize,
     "elements": mathematics.elements,
+    "zero gradient": mathematics.zero_gradient,
     "nan": mathematics.nan,
     "infinity": mathematics.infinity,
     "numpy bits": machines.numpy_bits,

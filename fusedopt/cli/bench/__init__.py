@@ -149,6 +149,8 @@ def compare(arguments: argparse.Namespace, machine: Machine, models: Sequence[Mo
     from fusedopt.cli.bench.peers import optimizer_named
     from fusedopt.cli.bench.row import Row, rows, save
     from fusedopt.cli.bench.work import works
+    from fusedopt.tracing import trace
+    from fusedopt.traffic import summed
 
     console = Console(highlight=False)
     tasks: list[Task] = []
@@ -160,8 +162,9 @@ def compare(arguments: argparse.Namespace, machine: Machine, models: Sequence[Mo
     for work in works(machine, models, arguments.layers, sizes, tensors):
         for optimizer in arguments.optimizer:
             cls, options = optimizer_named(optimizer)
-            states = len(cls.rule(**options).kept_states)
-            task = Task(work, optimizer, states, arguments.repeats, arguments.warm)
+            rule = cls.rule(**options)
+            once_more = len(summed(trace(rule)))
+            task = Task(work, optimizer, len(rule.kept_states), arguments.repeats, arguments.warm, once_more)
             with table.progress(f"{work.title}, {optimizer}") as say:
                 found = measure(machine, task, ways, say)
             new = list(rows(machine, task, ways, found, about))
