@@ -228,10 +228,9 @@ def _number(what: str, value: Any, whole: bool) -> float:
 
 
 def _array(what: str, value: Any, parameter: Parameter) -> Any:
-    array = checked_array(what, value, parameter.dtype)
-    if tuple(array.shape) != parameter.shape:
-        raise ValueError(f"{what} has shape {tuple(array.shape)} and the parameter {parameter.shape}.")
-    return array
+    if hasattr(value, "dtype") and tuple(value.shape) != parameter.shape:
+        raise ValueError(f"{what} has shape {tuple(value.shape)} and the parameter {parameter.shape}.")
+    return checked_array(what, value, parameter.dtype)
 
 
 def checked_array(what: str, value: Any, dtype: np.dtype[Any]) -> Any:

@@ -109,10 +109,9 @@ def names_of(group: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _tensor(what: str, value: Any, parameter: torch.Tensor) -> torch.Tensor:
-    tensor = checked_tensor(what, value, parameter)
-    if tensor.shape != parameter.shape:
-        raise ValueError(f"{what} has shape {tuple(tensor.shape)} and the parameter {tuple(parameter.shape)}.")
-    return tensor
+    if isinstance(value, torch.Tensor) and value.shape != parameter.shape:
+        raise ValueError(f"{what} has shape {tuple(value.shape)} and the parameter {tuple(parameter.shape)}.")
+    return checked_tensor(what, value, parameter)
 
 
 def checked_tensor(what: str, value: Any, parameter: torch.Tensor) -> torch.Tensor:
