@@ -69,7 +69,8 @@ class Parameter:
     def grad(self) -> Any:
         """The gradient, of `data`'s shape and dtype, or None. What is assigned is copied; `grad += x` works in place.
 
-        Some optimizers take a `fusedopt.SparseGradient`, of some rows.
+        Another dtype is refused where it is assigned, but not in `grad += x`: that is NumPy's own addition, rounded to
+        the dtype that is there. Some optimizers take a `fusedopt.SparseGradient`, of some rows.
 
         Raises (on assignment):
             ValueError: Another shape or device.

@@ -21,7 +21,7 @@ from cases import (
     ordinary,
 )
 from fusedopt import rules
-from fusedopt.rules.rule import is_flag
+from fusedopt.rules.hyperparameter import is_flag
 from fusedopt.tracing import trace
 
 
@@ -201,10 +201,15 @@ def test_amsgrad_keeps_the_largest_uncorrected_moment_and_nan(rule):
     assert np.isnan(plain.states["max_exp_avg_sq"][2])
 
 
+DECOUPLED = {"AdamW": {}, "Lion": {}, **{name: {"decoupled_weight_decay": True} for name in ("NAdam", "RAdam")}}
+
+
 @pytest.mark.parametrize("decay", [1e-8, 6e-8, 2e-7, 1e-6, 1e-4])
-def test_a_small_decay_is_rounded_once(decay):
+@pytest.mark.parametrize("name", DECOUPLED)
+def test_a_small_decay_is_rounded_once(name, decay):
     """At most half an ulp from the exact result; a factor 1 - lr weight_decay in float32 would cost up to one more."""
-    plain = Plain(rules.AdamW(lr=1.0, weight_decay=decay), ordinary(1000, "float32", 1))
+    rule = getattr(rules, name)(lr=1.0, weight_decay=decay, **DECOUPLED[name])
+    plain = Plain(rule, ordinary(1000, "float32", 1))
     exact = plain.parameter * (1 - np.float64(decay))
     plain.update(np.zeros(1000, np.float32))
     assert (np.abs(plain.parameter - exact) <= 0.501 * np.spacing(np.abs(exact).astype(np.float32))).all()

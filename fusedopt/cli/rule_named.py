@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from fusedopt import rules
-from fusedopt.rules.rule import is_flag
+from fusedopt.rules.hyperparameter import is_flag
 
 
 def _rules_in(module: ModuleType) -> dict[str, type[rules.Rule]]:

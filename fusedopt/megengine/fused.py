@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ import fusedopt.optimizer
 from fusedopt.groups import groups_of
 from fusedopt.megengine.custom import Optimizer, warn_of_zero_grad
 from fusedopt.megengine.state_dict import check_state_dict
+from fusedopt.misspelling import refusing_unknown
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
 
@@ -35,6 +37,8 @@ class Fused(fusedopt.optimizer.Optimizer):
         super().__init_subclass__(**keywords)
         if "__signature__" in vars(cls):  # the rule's; these classes have constructors of their own
             del cls.__signature__  # type: ignore[attr-defined]
+        if "__init__" in vars(cls):
+            cls.__init__ = refusing_unknown(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, params: Any, **options: Any) -> None:
         super().__init__(self._checked(groups_of(params)), **options)
@@ -47,12 +51,14 @@ class Fused(fusedopt.optimizer.Optimizer):
 
     def _checked(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """New groups, none of which has an option that MegEngine keeps for the whole optimizer."""
-        whole = set(self.rule.options()) - {*self.keys, *Rule.options()}
+        others = set(self.rule.options()) - {*self.keys, *Rule.options()}
         for number, entry in enumerate(entries):
-            for key in whole & set(entry):
+            for key in others & set(entry):
+                whole = key in inspect.signature(type(self).__init__).parameters
                 raise KeyError(
                     f"param group {number}: {key!r} is no option of a group of {type(self).__name__}, which has "
-                    f"{', '.join(self.keys)}; it holds for the whole optimizer."
+                    f"{', '.join(self.keys)}; "
+                    + ("it holds for the whole optimizer." if whole else "the optimizer has none, as in MegEngine.")
                 )
         return entries
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fusedopt.rules.arithmetic import power
-from fusedopt.rules.rule import Rule, Values, hyperparameter
+from fusedopt.rules.hyperparameter import hyperparameter
+from fusedopt.rules.rule import Rule, Values
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class LazyAdam(SparseAdam):
     nesterov: bool = hyperparameter(False, doc="look ahead along the first moment", kw_only=True)
 
     procedure: ClassVar[bool] = False
+    coupled_decay = "decay"
 
     def scalars(self, step: Any, a: Any) -> Values:
         scalars = super().scalars(step, a)
