@@ -175,6 +175,8 @@ class Rule:
     def check_shape(self, described: str, shape: tuple[int, ...]) -> None:
         """Raise ValueError where the rule cannot train a parameter of this shape, which messages call `described`."""
 
+    # What one does not write: how a rule is checked, and what the rest of the library asks of it.
+
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         check_hyperparameters(cls)
@@ -183,8 +185,6 @@ class Rule:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, checked(type(self).__name__, field, getattr(self, field.name)))
         self.check()
-
-    # What the rest of the library asks of a rule.
 
     def constants(self, step: Any, a: Any, grad_scale: Any, r: Values | None = None) -> Values:
         """`scalars`, `ratios`, and what `unscaled` and `prepared` need.
