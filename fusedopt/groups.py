@@ -35,6 +35,7 @@ class Group(dict[str, Any]):
     ) -> None:
         super().__init__(rule.shown() | {name: getattr(rule, name) for name in schedules} | dict(extras), params=params)
         self.rule, self._changes = rule, changes
+        self.whole: frozenset[str] = frozenset()  # options that hold for the whole optimizer, and do not change here
         self.sources: dict[int, Any] = {}  # numbers alone
         self._schedules: dict[str, Function] = {}
         self._first = changes.steps
@@ -91,6 +92,10 @@ class Group(dict[str, Any]):
         for key in new:
             if key not in known and key not in self:
                 raise KeyError(self.rule.unknown_option(key))
+            if key in self.whole and new[key] != getattr(self.rule, key):
+                raise KeyError(
+                    f"{key!r} is no option of a group of {type(self.rule).__name__}; it holds for the whole optimizer."
+                )
         steps = checked_step(new.pop(STEP)) if STEP in new else self.steps
         given = {key: value for key, value in new.items() if key in known}
         schedules = schedules_in(type(self.rule), given)

@@ -47,14 +47,17 @@ class Fused(fusedopt.optimizer.Optimizer):
 
     def _checked(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """New groups, none of which has an option that MegEngine keeps for the whole optimizer."""
-        whole = set(self.rule.options()) - {*self.keys, *Rule.options()}
         for number, entry in enumerate(entries):
-            for key in whole & set(entry):
+            for key in self._whole() & set(entry):
                 raise KeyError(
                     f"param group {number}: {key!r} is no option of a group of {type(self).__name__}, which has "
                     f"{', '.join(self.keys)}; it holds for the whole optimizer."
                 )
         return entries
+
+    def _whole(self) -> frozenset[str]:
+        """The options that MegEngine keeps for the whole optimizer, or does not have."""
+        return frozenset(self.rule.options()) - {*self.keys, *Rule.options()}
 
     def _add(self, entries: list[dict[str, Any]]) -> None:
         """Groups may have what a scheduler keeps in them; and have their states from now on."""
@@ -62,6 +65,7 @@ class Fused(fusedopt.optimizer.Optimizer):
         super()._add(entries)
         for group, extras in zip(self._groups[-len(entries) :], kept):
             group.keep(extras)
+            group.whole = self._whole()
         self.init_state()
 
     def zero_grad(self, set_to_none: bool = False) -> None:
