@@ -1,5 +1,7 @@
 """Optimizers whose step is one kernel launch: CuPy on CUDA, NumPy on the CPU, the same bits on both."""
 
+from typing import TYPE_CHECKING
+
 from fusedopt import functional, schedules
 from fusedopt.backends import array_module
 from fusedopt.checkpoint import load, save
@@ -9,6 +11,7 @@ from fusedopt.optimizers import *  # noqa: F403  # one class for each rule of fu
 from fusedopt.optimizers import PROCEDURES, RULES
 from fusedopt.parameter import Parameter
 from fusedopt.sparse_gradient import SparseGradient
+from fusedopt.unknown_name import unknown_name as _unknown_name
 from fusedopt.version import __version__
 
 __all__ = [
@@ -26,3 +29,12 @@ __all__ = [
     *RULES,
     *PROCEDURES,
 ]
+
+_APART = ("torch", "megengine", "mindspore", "testing")  # modules that `import fusedopt` does not import
+
+if not TYPE_CHECKING:  # for which a module with __getattr__ has every name
+
+    def __getattr__(name):
+        if name in _APART:
+            raise AttributeError(f"module 'fusedopt' has no attribute {name!r} yet; import fusedopt.{name} first.")
+        raise _unknown_name(__name__, name, __all__)

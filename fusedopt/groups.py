@@ -35,7 +35,7 @@ class Group(dict[str, Any]):
     ) -> None:
         super().__init__(rule.shown() | {name: getattr(rule, name) for name in schedules} | dict(extras), params=params)
         self.rule, self._changes = rule, changes
-        self.whole: frozenset[str] = frozenset()  # options that hold for the whole optimizer, and do not change here
+        self.refused: Mapping[str, str] = {}  # options that do not change in a group, and why: the error's text
         self.sources: dict[int, Any] = {}  # numbers alone
         self._schedules: dict[str, Function] = {}
         self._first = changes.steps
@@ -92,10 +92,8 @@ class Group(dict[str, Any]):
         for key in new:
             if key not in known and key not in self:
                 raise KeyError(self.rule.unknown_option(key))
-            if key in self.whole and new[key] != getattr(self.rule, key):
-                raise KeyError(
-                    f"{key!r} is no option of a group of {type(self.rule).__name__}; it holds for the whole optimizer."
-                )
+            if key in self.refused and new[key] != getattr(self.rule, key):
+                raise KeyError(self.refused[key])
         steps = checked_step(new.pop(STEP)) if STEP in new else self.steps
         given = {key: value for key, value in new.items() if key in known}
         schedules = schedules_in(type(self.rule), given)
@@ -111,7 +109,8 @@ class Group(dict[str, Any]):
         """Take over loaded hyperparameters, the keys that other libraries' state dicts have beside them, and the count
         of steps."""
         self.rule = rule
-        super().update(rule.shown() | {name: getattr(rule, name) for name in self._schedules} | dict(extras))
+        present = {name: getattr(rule, name) for name in rule.options() if name in self}
+        super().update(rule.shown() | present | dict(extras))
         self._changes.hyperparameters += 1
         self.count_from(steps)
 

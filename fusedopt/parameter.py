@@ -47,6 +47,10 @@ class Parameter:
         self._owner: weakref.ref[Any] | None = None
         self._grad: Any = None  # before an optimizer takes the parameter: its own copy; after: the view of its buffer
 
+    def __array_ufunc__(self, ufunc: np.ufunc, *_: object, **__: object) -> Any:
+        """NumPy would make an array of one object of it, and complain of its dimensions."""
+        raise TypeError(f"np.{ufunc.__name__}: {self.described} is no array; compute with its values, parameter.data.")
+
     @property
     def data(self) -> Any:
         """The values: after an optimizer took the parameter, a view of its flat buffer. Write with `data[...] = x`."""
@@ -65,7 +69,8 @@ class Parameter:
     def grad(self) -> Any:
         """The gradient, of `data`'s shape and dtype, or None. What is assigned is copied; `grad += x` works in place.
 
-        Some optimizers take a `fusedopt.SparseGradient`, of some rows.
+        Another dtype is refused where it is assigned, but not in `grad += x`: that is NumPy's own addition, rounded to
+        the dtype that is there. Some optimizers take a `fusedopt.SparseGradient`, of some rows.
 
         Raises (on assignment):
             ValueError: Another shape or device.

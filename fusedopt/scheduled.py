@@ -45,6 +45,17 @@ def warn_of_no_count(what: str, rule: Rule, step: int, stacklevel: int) -> None:
     )
 
 
+def _warn_of_lost_schedules(number: int, rule: Rule, step: int) -> None:
+    """Warn that the numbers of a group were saved with schedules, and stay what they were at that step."""
+    options = type(rule).options()
+    kept = f"lr stays {rule.lr!r}" if "lr" in options else "its numbers stay"  # type: ignore[attr-defined]  # most have
+    warnings.warn(
+        f"param group {number} of the state dict was saved with a schedule ({STEP} {step}), and this optimizer has "
+        f"none: {kept}; build it with the same schedules, or assign one.",
+        stacklevel=5,
+    )
+
+
 def loaded_steps(
     extras: Sequence[dict[str, Any]],
     rules: Sequence[Rule],
@@ -64,6 +75,8 @@ def loaded_steps(
         if saved is not None:
             with of_group(number, " of the state dict"):
                 steps.append(checked_step(saved))
+            if not schedules:
+                _warn_of_lost_schedules(number, rule, steps[-1])
             continue
         key = rule.step_key
         if key is None and schedules:

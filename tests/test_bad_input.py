@@ -322,12 +322,12 @@ def test_a_wrong_hyperparameter_is_refused_wherever_it_is_given(case, name, valu
     ("name", "hint"),
     [
         ("wieght_decay", "did you mean 'weight_decay'"),
-        (
-            "learning_rate",
-            "it has lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay, ",
-        ),
-        ("momentum", "it has lr"),
+        ("learning_rate", "did you mean 'lr'"),
+        ("beta2", "did you mean 'betas'"),
+        ("epsilon", "did you mean 'eps'"),
+        ("momentum", "it has lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay, "),
         ("Betas", "did you mean 'betas'"),
+        ("grad_centralizaiton", "did you mean 'grad_centralization'"),  # as a guide of MindSpore's spells it
     ],
 )
 def test_an_unknown_option_is_refused_with_a_hint(device, name, hint):

@@ -207,7 +207,12 @@ def test_the_number_that_was_saved_is_not_taken_where_a_schedule_is():
     optimizer = train(CPU, Adam(parameters(CPU), lr=halves), 3)
     other = saved_and_loaded(optimizer, lr=COSINE)
     assert (other.param_groups[0]["lr"], other.param_groups[0]["schedule_step"]) == (COSINE(2), 3)
-    number = saved_and_loaded(optimizer, lr=0.75)
+    said = (
+        r"param group 0 of the state dict was saved with a schedule \(schedule_step 3\), .*: lr stays 0.125; build it"
+    )
+    with pytest.warns(UserWarning, match=said) as seen:
+        number = saved_and_loaded(optimizer, lr=0.75)
+    assert [record.filename for record in seen] == [__file__]
     assert number.param_groups[0]["lr"] == halves(2)
     assert "schedule_step" not in number.state_dict()["param_groups"][0]
     number.param_groups[0]["lr"] = halves
@@ -355,9 +360,14 @@ BAD = {
         r"Adam: lr as a sequence with a value for each step: Table: values\[0\] must be",
     ),
     "two dimensions": ({"lr": np.ones((2, 2))}, TypeError, "Adam: lr must be a number"),
-    "a class": ({"lr": float}, TypeError, "Adam: lr must be a number"),
+    "a class": (
+        {"lr": Cosine},
+        TypeError,
+        r"Adam: lr must be a number, a schedule \(an instance.*got the class Cosine",
+    ),
     "a flag": ({"amsgrad": halves}, TypeError, "Adam: amsgrad is a flag"),
-    "a tuple": ({"betas": halves}, ValueError, "Adam: betas must be 2 numbers"),
+    "a tuple": ({"betas": halves}, ValueError, "Adam: betas must be 2 numbers .*; tuples follow no"),
+    "in a tuple": ({"betas": (0.9, halves)}, ValueError, "Adam: betas must be 2 numbers .*; tuples follow no schedule"),
     "a combination": ({"amsgrad": [True]}, TypeError, "Adam: amsgrad is a flag"),
 }
 

@@ -5,6 +5,8 @@ import dataclasses
 import math
 import pickle
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -400,12 +402,15 @@ def test_schedules_are_scaled_multiplied_and_joined():
     cosine = Cosine(1, 8)
     assert values(0.5 * cosine, 9) == values(cosine * 0.5, 9) == values(cosine.scaled(0.5), 9)
     same(values(0.5 * cosine, 9), [0.5 * cosine(step) for step in range(9)])
+    assert values(cosine / 2, 9) == values(0.5 * cosine, 9)
     same(values(third * cosine, 9), [third(step) * cosine(step) for step in range(9)])
     joined = LinearWarmup(1, 3).then(cosine, at=3)
     assert values(joined, 6) == [1 / 3, 2 / 3, 1, cosine(0), cosine(1), cosine(2)]
     for wrong in ("a", None):
         with pytest.raises(TypeError):
             cosine * wrong
+        with pytest.raises(TypeError):
+            cosine / wrong
 
 
 def test_a_table_says_where_it_ends():
@@ -460,7 +465,33 @@ def test_plot_draws_each_schedule_and_writes_the_file(tmp_path):
     assert len(schedules.plot([Cosine(1, 8), Cosine(2, 8)], 3).axes[0].get_lines()) == 2
 
 
+@pytest.mark.parametrize("wrong", [[1, 0.5], 1, {"a": 0.5}, Cosine], ids=["values", "number", "named", "class"])
+def test_plot_names_what_it_cannot_draw(wrong):
+    with pytest.raises(TypeError, match=r"plot: schedules must be .*; a list of values is one as Table\(values\)"):
+        schedules.plot(wrong, 3)
+
+
+def test_plot_draws_whole_steps():
+    with pytest.raises(TypeError, match=r"plot: steps must be a whole number, got 3.5"):
+        schedules.plot(Cosine(1, 8), 3.5)
+
+
 def test_plot_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"plot needs matplotlib .*pip install 'fusedopt\[plot\]'"):
         schedules.plot(Cosine(1, 8), 3)
+
+
+def test_a_running_product_may_be_shared_by_threads():
+    def slow(step):
+        time.sleep(1e-5)
+        return 1 - 1 / (step + 1)
+
+    shared, found = Multiplicative(slow), []
+    shared(1)
+    threads = [threading.Thread(target=lambda: found.append(shared(60))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(found) == {Multiplicative(slow)(60)}

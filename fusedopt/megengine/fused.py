@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ import fusedopt.optimizer
 from fusedopt.groups import groups_of
 from fusedopt.megengine.custom import Optimizer, warn_of_zero_grad
 from fusedopt.megengine.state_dict import check_state_dict
+from fusedopt.misspelling import refusing_unknown
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
 
@@ -35,6 +37,8 @@ class Fused(fusedopt.optimizer.Optimizer):
         super().__init_subclass__(**keywords)
         if "__signature__" in vars(cls):  # the rule's; these classes have constructors of their own
             del cls.__signature__  # type: ignore[attr-defined]
+        if "__init__" in vars(cls):
+            cls.__init__ = refusing_unknown(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, params: Any, **options: Any) -> None:
         super().__init__(self._checked(groups_of(params)), **options)
@@ -47,17 +51,21 @@ class Fused(fusedopt.optimizer.Optimizer):
 
     def _checked(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """New groups, none of which has an option that MegEngine keeps for the whole optimizer."""
+        refused = self._refused()
         for number, entry in enumerate(entries):
-            for key in self._whole() & set(entry):
-                raise KeyError(
-                    f"param group {number}: {key!r} is no option of a group of {type(self).__name__}, which has "
-                    f"{', '.join(self.keys)}; it holds for the whole optimizer."
-                )
+            for key in refused.keys() & set(entry):
+                raise KeyError(f"param group {number}: {refused[key]}")
         return entries
 
-    def _whole(self) -> frozenset[str]:
-        """The options that MegEngine keeps for the whole optimizer, or does not have."""
-        return frozenset(self.rule.options()) - {*self.keys, *Rule.options()}
+    def _refused(self) -> dict[str, str]:
+        """The rule's options that no group has, and what is said of each."""
+        arguments = inspect.signature(type(self).__init__).parameters
+        others = set(self.rule.options()) - {*self.keys, *Rule.options()}
+        return {
+            key: f"{key!r} is no option of a group of {type(self).__name__}, which has {', '.join(self.keys)}; "
+            + ("it holds for the whole optimizer." if key in arguments else "the optimizer has none, as in MegEngine.")
+            for key in sorted(others)
+        }
 
     def _add(self, entries: list[dict[str, Any]]) -> None:
         """Groups may have what a scheduler keeps in them; and have their states from now on."""
@@ -65,7 +73,7 @@ class Fused(fusedopt.optimizer.Optimizer):
         super()._add(entries)
         for group, extras in zip(self._groups[-len(entries) :], kept):
             group.keep(extras)
-            group.whole = self._whole()
+            group.refused = self._refused()
         self.init_state()
 
     def zero_grad(self, set_to_none: bool = False) -> None:

@@ -9,6 +9,7 @@ import fusedopt.optimizer
 from fusedopt.mindspore.arguments import ABOVE_ZERO, a_decay, a_number, a_rate
 from fusedopt.mindspore.custom import Optimizer
 from fusedopt.mindspore.groups import grouped
+from fusedopt.misspelling import refusing_unknown
 from fusedopt.parameter import Parameter
 
 
@@ -27,6 +28,8 @@ class Fused(fusedopt.optimizer.Optimizer):
         super().__init_subclass__(**keywords)
         if "__signature__" in vars(cls):  # the rule's; these classes have constructors of their own
             del cls.__signature__  # type: ignore[attr-defined]
+        if "__init__" in vars(cls):
+            cls.__init__ = refusing_unknown(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(
         self, params: Any, learning_rate: Any, weight_decay: Any = 0.0, loss_scale: Any = 1.0, **options: Any
@@ -86,10 +89,24 @@ class Fused(fusedopt.optimizer.Optimizer):
             return tuple(rates[id(parameter)] for parameter in self.parameters_in_order)
         return rates[id(self._order[0])] if self._order else self.group_rates()[0]
 
+    def get_weight_decay(self) -> tuple[float, ...]:
+        """The weight decay of the coming step, for each parameter."""
+        rules: list[Any] = [group.rule_at(group.steps) for group in self._groups]
+        decays = {id(p): rule.weight_decay for group, rule in zip(self._groups, rules) for p in group["params"]}
+        return tuple(decays[id(parameter)] for parameter in self.parameters_in_order)
+
     def group_rates(self) -> list[float]:
         """Each group's learning rate of the coming step."""
         rules: list[Any] = [group.rule_at(group.steps) for group in self._groups]
         return [rule.lr for rule in rules]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("learning_rate", "get_lr_parameter"):
+            raise AttributeError(
+                f"{type(self).__name__} has its learning rate in each param group: optimizer.param_groups[0]['lr'], "
+                f"which may be assigned; get_lr() is that of the coming step."
+            )
+        return super().__getattr__(name)
 
     @property
     def global_step(self) -> int:

@@ -54,6 +54,8 @@ def grouped(params: Any, decays: bool, owner: str, dynamic_decay: bool = True) -
         return Grouped(entries, entry["params"], undecayed, own_rates=False, are_groups=False)
     given = [params] if isinstance(params, Mapping) else params
     orders = [entry["order_params"] for entry in given if _is_order(entry, owner)]
+    for number, entry in enumerate(given):
+        _check_order_key(f"{owner}: params[{number}]", entry)
     entries = groups_of([entry for entry in given if not _is_order(entry, owner)])
     for number, entry in enumerate(entries):
         _check_group(f"{owner}: param group {number}", entry, dynamic_decay)
@@ -92,6 +94,13 @@ def _is_order(entry: Any, owner: str) -> bool:
         kind = type(entry["order_params"]).__name__
         raise TypeError(f"{owner}: order_params must be a list of Parameters, got {kind}.")
     return True
+
+
+def _check_order_key(what: str, entry: Any) -> None:
+    """Raise KeyError where `order_params` is misspelt, which would leave a group without parameters."""
+    for key in entry if isinstance(entry, Mapping) and "params" not in entry else ():
+        if key != "order_params" and difflib.get_close_matches(str(key), ["order_params"], cutoff=0.8):
+            raise KeyError(f"{what} has a key {key!r}; did you mean 'order_params'?")
 
 
 def _ordered(orders: list[Any], grouped_ones: list[Parameter], owner: str) -> list[Parameter]:

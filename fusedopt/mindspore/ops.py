@@ -1,6 +1,7 @@
 """The operations that MindSpore's optimizers are written with: three updates as kernels, `assign` and `pow`.
 
-They change arrays or Parameters in place. The orders of arguments are MindSpore's, which differ from one to the next.
+These change arrays or Parameters in place. The orders of arguments are MindSpore's, which differ from one to the next.
+All other operations are NumPy's or CuPy's: gradients are arrays, and so is `parameter.data`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,27 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from fusedopt import functional
 from fusedopt.layout import on_device_of
 from fusedopt.mindspore.arguments import ABOVE_ZERO, a_flag, a_number
 from fusedopt.mindspore.custom import value_of
+
+__all__ = ["ApplyCenteredRMSProp", "ApplyMomentum", "ApplyRMSProp", "assign", "pow"]
+NUMPYS = {"select": "where", "mul": "multiply", "sub": "subtract", "div": "divide", "neg": "negative"}  # other names
+
+
+def __getattr__(name: str) -> Any:
+    numpys = NUMPYS.get(name.lower(), name.lower())
+    cure = f"np.{numpys}" if hasattr(np, numpys) else "NumPy's operations"
+    raise AttributeError(
+        f"fusedopt.mindspore.ops has {', '.join(__all__)}, and no {name!r}; take {cure}, on arrays and on parameter.data."
+    )
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def assign(variable: Any, value: Any) -> Any:

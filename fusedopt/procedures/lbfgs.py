@@ -13,7 +13,7 @@ from fusedopt.backends import module_of
 from fusedopt.layout import device_of
 from fusedopt.optimizer import Optimizer
 from fusedopt.parameter import Parameter
-from fusedopt.procedures.quasi_newton import History, first_entry, history_of, minimize
+from fusedopt.procedures.quasi_newton import History, checked_loss, first_entry, history_of, minimize
 from fusedopt.rules.lbfgs import LBFGS
 
 
@@ -44,7 +44,7 @@ class FlatParameters:
             else self._xp.zeros(p.size, self._real)
             for p in self._parameters
         ]
-        return float(value), self._xp.concatenate(parts or [self._xp.zeros(0, self._real)])
+        return checked_loss(value), self._xp.concatenate(parts or [self._xp.zeros(0, self._real)])
 
     @np.errstate(all="ignore")
     def move(self, t: float, direction: Any) -> None:
@@ -89,7 +89,7 @@ class QuasiNewton(Optimizer):
             The loss that the closure returned at first.
 
         Raises:
-            TypeError: There is no closure, or a scale.
+            TypeError: There is no closure, or it returns no loss; or there is a scale.
         """
         if closure is None or not callable(closure):
             raise TypeError(f"LBFGS.step takes a closure that computes loss and gradients, got {closure!r}.")
@@ -144,6 +144,12 @@ class QuasiNewton(Optimizer):
         history = history_of(first_entry(state_dict), "the state of LBFGS", self._vector)
         super().load_state_dict({**state_dict, "state": {}})
         self._history = history
+
+    def _copied_state(self) -> dict[str, Any]:
+        return QuasiNewton.state_dict(self)
+
+    def _take_copied(self, state: dict[str, Any]) -> None:
+        QuasiNewton.load_state_dict(self, state)
 
     def _vector(self, what: str, value: Any) -> Any:
         size, memory = sum(p.size for p in self._params), next(self.arenas()).memory

@@ -39,6 +39,17 @@ class Objective(Protocol):
         """Move the parameters to where they were."""
 
 
+def checked_loss(value: Any) -> float:
+    """What a closure returned, as a number.
+
+    Raises:
+        TypeError: It is None, as of a closure without `return`.
+    """
+    if value is None:
+        raise TypeError("LBFGS: the closure must return the loss, got None.")
+    return float(value)
+
+
 @dataclasses.dataclass
 class History:
     """What is known from earlier iterations, and kept from step to step. Names are torch's, as in its state dicts.

@@ -13,6 +13,12 @@ class CosineRestarts(Schedule):
     """Half waves from base to minimum, one after the other: the first of `first` steps, each next one `multiple` times
     as long.
 
+    Args (steps are counted from 0):
+        base: The value at the first step of each wave, and the largest.
+        first: Steps of the first wave.
+        multiple: How many times as long as the one before each wave is.
+        minimum: What each wave falls to.
+
     Source: `torch.optim.lr_scheduler.CosineAnnealingWarmRestarts`; Loshchilov and Hutter 2017, arXiv:1608.03983.
     """
 
@@ -37,9 +43,9 @@ class OneCycle(Schedule):
 
     With `three_phase` it is down to initial by step `2 * rise * total - 2`, and only then down to final.
 
-    Args:
-        maximum: The value at the top.
-        total: Steps.
+    Args (steps are counted from 0):
+        maximum: The value at the top: the learning rate that is meant.
+        total: How many steps it takes: as a rule, those of the training.
         initial, final: maximum / 25 and initial / 10,000 where None, which torch gives as `div_factor` and
             `final_div_factor`.
         rise: The share of the steps that goes up.

@@ -14,6 +14,11 @@ from fusedopt.schedules.schedule import Schedule, choice, number, whole
 class Constant(Schedule):
     """`factor * base` while `s < total`, then `base`; without the two, `base` always.
 
+    Args (steps are counted from 0):
+        base: The value from step `total` on.
+        factor: What it is multiplied by before.
+        total: For so many steps.
+
     Source: `torch.optim.lr_scheduler.ConstantLR`.
     """
 
@@ -28,6 +33,11 @@ class Constant(Schedule):
 @dataclasses.dataclass(frozen=True)
 class Linear(Schedule):
     """`start + (end - start) * min(s, total) / total`.
+
+    Args (steps are counted from 0):
+        start: The value at step 0.
+        end: That at step `total`, and from there on.
+        total: How many steps it takes.
 
     Source: `torch.optim.lr_scheduler.LinearLR`, whose factors are start/base and end/base.
     """
@@ -44,7 +54,12 @@ class Linear(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class LinearWarmup(Schedule):
-    """`base * min(1, (s + 1) / warmup)`: the first step is no step of size 0, and the last of the warm-up is whole."""
+    """`base * min(1, (s + 1) / warmup)`: the first step is no step of size 0, and the last of the warm-up is whole.
+
+    Args (steps are counted from 0):
+        base: The value at step `warmup - 1`, and from there on.
+        warmup: How many steps it takes.
+    """
 
     base: float = number("[0, inf)")
     warmup: int = whole("[1, inf)")
@@ -55,7 +70,15 @@ class LinearWarmup(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Step(Schedule):
-    """`base * gamma ** floor(s / size)`. Source: `torch.optim.lr_scheduler.StepLR`."""
+    """`base * gamma ** floor(s / size)`.
+
+    Args (steps are counted from 0):
+        base: The value at step 0.
+        size: Steps between two changes.
+        gamma: What the value is multiplied by at each of them.
+
+    Source: `torch.optim.lr_scheduler.StepLR`.
+    """
 
     base: float = number("[0, inf)")
     size: int = whole("[1, inf)")
@@ -68,6 +91,11 @@ class Step(Schedule):
 @dataclasses.dataclass(frozen=True)
 class MultiStep(Schedule):
     """`base * gamma ** n`, n of the milestones being at most s.
+
+    Args (steps are counted from 0):
+        base: The value at step 0.
+        milestones: The steps at which it changes, in order.
+        gamma: What it is multiplied by at each of them.
 
     Source: `torch.optim.lr_scheduler.MultiStepLR`; MegEngine's, with epochs for steps.
     """
@@ -85,7 +113,12 @@ class MultiStep(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Piecewise(Schedule):
-    """`values[n]`, n of the boundaries being at most s: one value more than there are boundaries."""
+    """`values[n]`, n of the boundaries being at most s: one value more than there are boundaries.
+
+    Args (steps are counted from 0):
+        boundaries: The steps at which the value changes, in order.
+        values: Before the first of them, from it on, and so forth.
+    """
 
     boundaries: tuple[int, ...] = whole("[0, inf)")
     values: tuple[float, ...] = number("[0, inf)")
@@ -104,7 +137,14 @@ class Piecewise(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Exponential(Schedule):
-    """`base * gamma ** s`. Source: `torch.optim.lr_scheduler.ExponentialLR`."""
+    """`base * gamma ** s`.
+
+    Args (steps are counted from 0):
+        base: The value at step 0.
+        gamma: What it is multiplied by at each step.
+
+    Source: `torch.optim.lr_scheduler.ExponentialLR`.
+    """
 
     base: float = number("[0, inf)")
     gamma: float = number("[0, inf)")
@@ -115,7 +155,16 @@ class Exponential(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Polynomial(Schedule):
-    """`end + (base - end) * (1 - min(s, total) / total) ** power`. Source: `torch.optim.lr_scheduler.PolynomialLR`."""
+    """`end + (base - end) * (1 - min(s, total) / total) ** power`.
+
+    Args (steps are counted from 0):
+        base: The value at step 0.
+        total: How many steps it takes to the end.
+        power: 1: a straight line.
+        end: The value at step `total`, and from there on.
+
+    Source: `torch.optim.lr_scheduler.PolynomialLR`.
+    """
 
     base: float = number("[0, inf)")
     total: int = whole("[1, inf)")
@@ -130,6 +179,12 @@ class Polynomial(Schedule):
 @dataclasses.dataclass(frozen=True)
 class Cosine(Schedule):
     """`minimum + (base - minimum) * (1 + cos(pi * s / total)) / 2`, which from `total` on stays at the minimum.
+
+    Args (steps are counted from 0):
+        base: The value at step 0, and the largest: the learning rate that is meant.
+        total: How many steps it takes to the minimum: as a rule, those of the training.
+        minimum: The value at step `total`, and from there on.
+        clamp: False: it rises again there, and falls, without end.
 
     Source: `torch.optim.lr_scheduler.CosineAnnealingLR`, which rises again after `total`, as `clamp=False` does.
     """
@@ -148,6 +203,10 @@ class Cosine(Schedule):
 class InverseSqrt(Schedule):
     """`base * min((s + 1) / warmup, sqrt(warmup / (s + 1)))`: linear warm-up, then decay.
 
+    Args (steps are counted from 0):
+        base: The value at step `warmup - 1`, and the largest.
+        warmup: Steps of warm-up.
+
     Source: Vaswani et al. 2017, arXiv:1706.03762.
     """
 
@@ -163,6 +222,12 @@ class InverseSqrt(Schedule):
 class WarmupStableDecay(Schedule):
     """`base * (s + 1) / warmup`, then `base` for `stable` steps, then within `decay` steps down to the minimum:
     `base - (base - minimum) * x`, x being `(s - warmup - stable + 1) / decay`, or its square root.
+
+    Args (steps are counted from 0):
+        base: The value of the level part, and the largest.
+        warmup, stable, decay: Steps of each part.
+        minimum: The value at the last step of the decay, and from there on.
+        shape: "linear" or "sqrt".
 
     Source: Hu et al. 2024 (MiniCPM), arXiv:2404.06395; the square root: Hägele et al. 2024, arXiv:2405.18392.
     """

@@ -19,7 +19,8 @@ def schedules_in(rule: type[Rule], options: Mapping[str, Any]) -> dict[str, Func
     A number may be given so; a flag, a choice and a tuple of numbers may not.
 
     Raises:
-        TypeError, ValueError: A sequence is empty, or holds something else than numbers.
+        TypeError, ValueError: A sequence is empty, or holds something else than numbers; a schedule's class is given,
+            or a schedule for a tuple of numbers or for one of them.
     """
     found: dict[str, Function] = {}
     known = rule.options()
@@ -27,9 +28,16 @@ def schedules_in(rule: type[Rule], options: Mapping[str, Any]) -> dict[str, Func
         if type(value) is float:  # as nearly all are
             continue
         field = known.get(name)
-        if field is None or is_flag(field) or isinstance(field.default, tuple):
+        if field is None or is_flag(field):
             continue
-        if callable(value) and not isinstance(value, type):
+        if isinstance(field.default, tuple):
+            _check_no_schedule(f"{rule.__name__}: {name}", field.default, value)
+        elif isinstance(value, type):
+            raise TypeError(
+                f"{rule.__name__}: {name} must be a number, a schedule (an instance, as Cosine(1e-3, 100)), a function "
+                f"of the step or a sequence, got the class {value.__name__}."
+            )
+        elif callable(value):
             found[name] = value
         elif _is_sequence(value):
             try:
@@ -39,6 +47,15 @@ def schedules_in(rule: type[Rule], options: Mapping[str, Any]) -> dict[str, Func
                     f"{rule.__name__}: {name} as a sequence with a value for each step: {error}"
                 ) from None
     return found
+
+
+def _check_no_schedule(what: str, default: tuple[float, ...], value: Any) -> None:
+    items = value if isinstance(value, (tuple, list)) else (value,)
+    if any(map(callable, items)):
+        raise ValueError(
+            f"{what} must be {len(default)} numbers such as {default}, got {value!r}; tuples follow no schedule: "
+            f"assign other numbers to the group where they change."
+        )
 
 
 def _is_sequence(value: Any) -> bool:
@@ -70,11 +87,12 @@ def changes_some(rule: Rule, values: Mapping[str, Any]) -> bool:
 def explained(error: Exception, schedules: Mapping[str, Function], step: int) -> Exception:
     """The error of a wrong number, with the schedule that it comes from."""
     named = [name for name in schedules if f": {name} " in str(error)] or list(schedules)
-    sources = " and ".join(f"{name} follows {_title(schedules[name])}" for name in named)
+    sources = " and ".join(f"{name} follows {title_of(schedules[name])}" for name in named)
     return type(error)(f"{error} At step {step}, where {sources}.") if named else error
 
 
-def _title(schedule: Function) -> str:
+def title_of(schedule: Function) -> str:
+    """A schedule as messages name it."""
     text = str(getattr(schedule, "__qualname__", schedule))
     return text if len(text) <= 100 else f"{text[:97]}..."
 

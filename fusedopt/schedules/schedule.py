@@ -6,6 +6,7 @@ import dataclasses
 import math
 import numbers
 import reprlib
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -65,7 +66,7 @@ class Schedule:
         raise NotImplementedError(f"{type(self).__name__} has no method value(self, step)")
 
     def scaled(self, factor: float) -> Schedule:
-        """This schedule times a number, as `factor * schedule` says it too."""
+        """This schedule times a number, as `factor * schedule` says it too; `schedule / 10` is `0.1 * schedule`."""
         return Scaled(self, factor)
 
     def then(self, following: Callable[[int], float], *, at: int) -> Schedule:
@@ -76,6 +77,9 @@ class Schedule:
         if isinstance(other, numbers.Real):
             return Scaled(self, float(other))
         return Product(self, other) if callable(other) else NotImplemented
+
+    def __truediv__(self, other: Any) -> Schedule:
+        return Scaled(self, 1 / float(other)) if isinstance(other, numbers.Real) else NotImplemented
 
     def __rmul__(self, other: Any) -> Schedule:
         if isinstance(other, numbers.Real):
@@ -128,6 +132,9 @@ class Lambda(Schedule):
         return self.base * self.function(step)
 
 
+_EXTENDING = threading.RLock()
+
+
 @dataclasses.dataclass(frozen=True)
 class Multiplicative(Schedule):
     """`base * function(1) * ... * function(step)`. Source: `torch.optim.lr_scheduler.MultiplicativeLR`.
@@ -140,10 +147,12 @@ class Multiplicative(Schedule):
     _products: list[float] = dataclasses.field(init=False, repr=False, compare=False, default_factory=list)
 
     def value(self, step: int) -> float:
-        products = self._products or [self.base]
-        for number in range(len(products), step + 1):
-            products.append(products[-1] * self.function(number))
-        object.__setattr__(self, "_products", products)
+        products = self._products
+        with _EXTENDING:  # optimizers of several threads may share it
+            if not products:
+                products.append(self.base)
+            for number in range(len(products), step + 1):
+                products.append(products[-1] * self.function(number))
         return products[step]
 
 

@@ -22,7 +22,7 @@ def signature(rule: type[Rule]) -> inspect.Signature:
     theirs = dict(inspect.signature(cls).parameters) if cls is not None else {}
     by_name = {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=FLAGS[name]) for name in FLAGS}
     flags = {name: flag for name, flag in by_name.items() if cls is None or name in theirs}
-    known = own if rule.procedure else own | flags
+    known = own if rule.procedure and cls is None else own | flags
     parameters = [known.pop(name).replace(kind=there.kind) for name, there in theirs.items() if name in known]
     others = known.values() if cls is None else [p.replace(kind=p.KEYWORD_ONLY) for p in known.values()]
     last = [inspect.Parameter("write_back_gradients", inspect.Parameter.KEYWORD_ONLY, default=True)]
@@ -43,10 +43,10 @@ def docstring(rule: type[Rule], flags: Sequence[str]) -> str:
         "    params: As torch.optim takes them.",
         *own,
     ]
+    lines += [f"    {accepted}: Accepted, and of no effect: there is one algorithm."] if accepted else []
     if rule.procedure:
         return "\n".join(lines)
     lines += [
-        f"    {accepted}: Accepted, and of no effect: there is one algorithm.",
         "    differentiable: Accepted where False: a fused step cannot be differentiated through.",
         "    write_back_gradients: Under a GradScaler, leave gradients unscaled after a step, as torch does.",
     ]
@@ -85,7 +85,7 @@ def check_flags(flags: Mapping[str, Any], options: Mapping[str, Any]) -> None:
                 )
 
 
-def check_keys(rule: type[Rule], group: Mapping[str, Any]) -> None:
+def check_keys(rule: type[Rule], group: Mapping[str, Any], where: str = "") -> None:
     """Raise KeyError for a key that is an option misspelt; other unknown keys are the user's own, as in torch."""
     known = [*(name for name, field in rule.options().items() if field.init), *FLAGS, "params"]
     for key in group:
@@ -94,7 +94,7 @@ def check_keys(rule: type[Rule], group: Mapping[str, Any]) -> None:
         # 0.85: one letter wrong or two swapped in an option of seven. "max_momentum" and "initial_lr" are others' own.
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
         if near and near[0] not in key:
-            raise KeyError(f"{rule.__name__} has no option {key!r}; did you mean {near[0]!r}?")
+            raise KeyError(f"{where}{rule.__name__} has no option {key!r}; did you mean {near[0]!r}?")
 
 
 def check_params(params: list[Any], number: int, others: set[int]) -> None:

@@ -84,6 +84,7 @@ class Optimizer(torch.optim.Optimizer):
     _binding: Binding | None = None
     _selection: Selection | None = None
     _reads: tuple[ReadGroup, ...] = ()
+    _lengths: tuple[int, ...] = ()  # of the groups whose keys were checked last
     _captured: tuple[Any, ...] = ()
     _kept_schedules: Schedules | None = None
 
@@ -187,6 +188,7 @@ class Optimizer(torch.optim.Optimizer):
             rule = self.rule()
             some = [*self._reads, *(ReadGroup(rule, {}, {}, None, {}) for _ in self.param_groups)]
             self._reads = tuple(some[: len(self.param_groups)])
+        self._check_new_keys()
         try:
             new = self._read()
         except (TypeError, ValueError):
@@ -200,6 +202,15 @@ class Optimizer(torch.optim.Optimizer):
                 vars(before).update(vars(now))  # in place, since plans hold on to it
                 if self._binding is not None:
                     self._binding.version += 1
+
+    def _check_new_keys(self) -> None:
+        """Raise KeyError for a misspelt option that was written into a group: where the number of its keys changed,
+        for which a step can look at no cost."""
+        lengths = tuple(map(len, self.param_groups))
+        if lengths != self._lengths:
+            for number, group in enumerate(self.param_groups):
+                check_keys(self.rule, group, f"param group {number}: ")
+            self._lengths = lengths
 
     def _read(self) -> list[ReadGroup]:
         if self._schedules.any and not self._capturing():  # which is no step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from fusedopt.groups import of_group, scheduled_rule
 from fusedopt.rules.rule import Rule
 from fusedopt.scheduled import warn_of_no_count
-from fusedopt.schedules.options import STEP, Function, checked_step, explained, number_at, schedules_in
+from fusedopt.schedules.options import STEP, Function, checked_step, explained, number_at, schedules_in, title_of
 from fusedopt.torch.groups import ReadGroup, checked_rule, read
 from fusedopt.torch.tensors import number_of
 
@@ -25,6 +26,15 @@ def found_in(rule: type[Rule], group: Mapping[str, Any]) -> dict[str, Function]:
 def rule_at(rule: Rule, schedules: Mapping[str, Function], step: int, group: Mapping[str, Any]) -> Rule:
     """The rule with a group's options and the numbers of its schedules, checked."""
     return scheduled_rule(rule, schedules, step, group, checked_rule)
+
+
+def warn_of_take_over(number: int, schedule: Function, rate: Any) -> None:
+    """Warn that a scheduler of torch's has ended a schedule of this library."""
+    warnings.warn(
+        f"param group {number}: lr followed {title_of(schedule)}, and a torch.optim.lr_scheduler that was built on it "
+        f"has written {rate!r}: the schedule is over. Keep one of them: build no scheduler, or make lr a number first.",
+        stacklevel=2,
+    )
 
 
 class Followed:
@@ -42,6 +52,8 @@ class Followed:
         self.group, self._before = group, total - steps
         self._schedules: dict[str, Function] = {}
         self._written: dict[str, float] = {}
+        self._beside_scheduler = False  # whether one of torch's was there while `lr` followed a schedule
+        self._warned = False
         if schedules:
             self.install(schedules, {name: group[name] for name in schedules}, total)
 
@@ -52,7 +64,8 @@ class Followed:
 
     def install(self, schedules: Mapping[str, Function], numbers: Mapping[str, float], total: int) -> None:
         """Follow these schedules too, with these numbers in force."""
-        steps = self.steps(total)
+        said = self.group.get(STEP)  # written together with the first schedule
+        steps = self.steps(total) if said is None else checked_step(said)
         self._schedules = self.schedules | dict(schedules)
         self._written = {name: number for name, number in self._written.items() if name in self._schedules}
         for name in schedules:
@@ -74,6 +87,20 @@ class Followed:
             self.group[STEP] = steps
         elif self._schedules:
             self.group.pop(STEP, None)
+
+    def notice_take_over(self, number: int) -> None:
+        """Warn, once, where a scheduler of torch's was built on the schedule of `lr`, and has written its own number.
+
+        Such a scheduler leaves `initial_lr` in the group: the number that it found there.
+        """
+        if "initial_lr" not in self.group or "lr" not in self._schedules or self._warned:
+            return
+        written = self._written["lr"]
+        if self.group.get("lr") is written:
+            self._beside_scheduler = True
+        elif self._beside_scheduler or self.group["initial_lr"] is written:
+            self._warned = True
+            warn_of_take_over(number, self._schedules["lr"], self.group.get("lr"))
 
     def write(self, rule: Rule) -> None:
         """Put checked numbers into the group."""
@@ -116,7 +143,8 @@ class Schedules:
         """Take out of the groups what was written there as a schedule; whether there was any."""
         found = []
         for number, followed in enumerate(self.of(groups)):
-            schedules = found_in(type(self._rule), followed.group)
+            with of_group(number):
+                schedules = found_in(type(self._rule), followed.group)
             if schedules:
                 with of_group(number):
                     said = {**self._rule.common_defaults(), **followed.group}
@@ -138,6 +166,7 @@ class Schedules:
         return new
 
     def _read_one(self, followed: Followed, before: ReadGroup, number: int) -> ReadGroup:
+        followed.notice_take_over(number)
         schedules = followed.schedules
         if not schedules:
             return read(followed.group, before, number)

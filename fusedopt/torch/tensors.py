@@ -65,7 +65,7 @@ def in_order(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
 
 
 def storable(dtype: torch.dtype, parameter: torch.dtype) -> bool:
-    """Whether a gradient or a state may have this dtype: float64 goes with itself and float32 alone."""
+    """Whether a gradient or a state may have this dtype: not float64 beside less, nor half precision beside float64."""
     if parameter == torch.float64:
         return dtype in (torch.float64, torch.float32)
     return dtype in DTYPES and dtype != torch.float64

@@ -230,8 +230,12 @@ def test_what_holds_for_the_whole_optimizer_does_not_change_in_a_group():
 
 
 def test_what_holds_for_the_whole_optimizer_is_no_option_of_a_group():
-    with pytest.raises(KeyError, match=r"group 0: 'nesterov' is no option .* lr, momentum, weight_decay"):
+    with pytest.raises(KeyError, match=r"group 0: 'nesterov' is no option .* lr, momentum, weight_decay; it holds"):
         optim.SGD([{"params": linear(), "nesterov": True}], lr=0.1, momentum=0.9)
+    with pytest.raises(KeyError, match=r"group 0: 'dampening' is no option .* weight_decay; the optimizer has none"):
+        optim.SGD([{"params": linear(), "dampening": 0.5}], lr=0.1, momentum=0.9)
+    with pytest.raises(TypeError, match=r"^SGD has no option 'momentm'; did you mean 'momentum'\?$"):
+        optim.SGD(linear(), lr=0.1, momentm=0.9)
     with pytest.raises(KeyError, match="did you mean 'momentum'"):
         optim.SGD([{"params": linear(), "momentun": 0.5}], lr=0.1)
 

@@ -363,6 +363,7 @@ def test_names_may_come_with_the_parameters():
         (lambda p: [{"params": p}, {"order_params": p, "lr": 0.1}], ValueError, "has no other key, got 'lr'"),
         (lambda p: [{"params": p}, {"order_params": 3}], TypeError, "must be a list of Parameters, got int"),
         (lambda p: [{"order_params": p}], ValueError, "empty parameter list"),
+        (lambda p: [{"params": p}, {"order_param": p}], KeyError, r"params\[1\] has a key 'order_param'; did you mean"),
         (lambda p: [{"params": p}, {"params": p[:1]}], ValueError, "appears twice"),
         (lambda p: [{"params": p}, p[0]], TypeError, "beside dicts"),
         (lambda p: [{"params": p, "grad_centralization": 1}], TypeError, "True or False"),
@@ -379,6 +380,31 @@ def test_groups_that_are_refused(groups, error, message):
     with pytest.raises(error, match=message):
         nn.Momentum(groups(parameters), 0.1, 0.9)
     nn.Momentum(parameters, 0.1, 0.9)  # nothing has taken them
+
+
+def test_a_misspelt_argument_says_what_was_meant():
+    with pytest.raises(TypeError, match=r"^Momentum has no option 'wieght_decay'; did you mean 'weight_decay'\?$"):
+        nn.Momentum(net(), 0.1, 0.9, wieght_decay=0.1)
+    with pytest.raises(TypeError, match="Momentum has no option 'colour'; it has params, learning_rate, momentum, "):
+        nn.Momentum(net(), 0.1, 0.9, colour=0.1)
+
+
+@pytest.mark.parametrize(("name", "numpys"), [("sqrt", "np.sqrt"), ("select", "np.where"), ("Topology", "NumPy's op")])
+def test_operations_that_are_not_here_are_numpys(name, numpys):
+    with pytest.raises(AttributeError, match=f"has assign, pow, .* and no '{name}'; take {numpys}"):
+        getattr(nn.ops, name)
+
+
+def test_members_of_mindspores_optimizers_are_there_or_say_where():
+    parameters = net()
+    groups = [{"params": parameters[1:], "weight_decay": lambda step: 0.5 + step}, {"params": parameters[:1]}]
+    optimizer = nn.Momentum([*groups, {"order_params": parameters}], 0.1, 0.9, weight_decay=0.25)
+    assert optimizer.get_weight_decay() == (0.25, 0.5, 0.5, 0.5, 0.5)
+    optimizer(gradients_of(parameters))
+    assert optimizer.get_weight_decay() == (0.25, 1.5, 1.5, 1.5, 1.5)
+    for name in ("learning_rate", "get_lr_parameter"):
+        with pytest.raises(AttributeError, match=r"param_groups\[0\]\['lr'\], which may be assigned"):
+            getattr(optimizer, name)
 
 
 def test_centralization_takes_the_mean_of_gradient_and_decay_out():
@@ -860,11 +886,10 @@ def test_apply_rmsprop_and_its_centered_form_with_its_own_order(centered, moment
 @pytest.mark.parametrize("centered", [False, True])
 def test_refused_arguments_of_apply_rmsprop_change_no_moment(centered):
     p, s, m, a, g = np.ones((5, 3))
+    arrays = (p, a, s, m, g[:2], 0.1) if centered else (p, s, m, 0.1, g[:2])
+    apply = ops.ApplyCenteredRMSProp() if centered else ops.ApplyRMSProp()
     with pytest.raises(ValueError):
-        if centered:
-            ops.ApplyCenteredRMSProp()(p, a, s, m, g[:2], 0.1, 0.9, 0.0, 1e-3)
-        else:
-            ops.ApplyRMSProp()(p, s, m, 0.1, g[:2], 0.9, 0.0, 1e-3)
+        apply(*arrays, 0.9, 0.0, 1e-3)
     assert m.tolist() == [1, 1, 1]
 
 

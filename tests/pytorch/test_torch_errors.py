@@ -169,8 +169,8 @@ def elsewhere(tensor):
 
 # What is done, to which tensor, the error's type, and its message after the parameter's name.
 GRADIENTS = {
-    "sparse": (gradient, lambda g: g.to_sparse(), RuntimeError, "sparse gradients"),
-    "float64": (gradient, lambda g: g.double(), RuntimeError, "has torch.float32 and its gradient torch.float64"),
+    "sparse": (gradient, lambda g: g.to_sparse(), RuntimeError, "sparse gradients; give it to SparseAdam or LazyAdam"),
+    "float64": (gradient, lambda g: g.double(), RuntimeError, "torch.float64, where it may have float32, float16 or"),
     "complex": (gradient, lambda g: g.to(torch.complex64), RuntimeError, "its gradient is complex"),
     "an integer": (gradient, lambda g: g.to(torch.int32), RuntimeError, "its gradient has torch.int32"),
     "fp8": (gradient, lambda g: g.to(torch.float8_e4m3fn), RuntimeError, "its gradient has torch.float8_e4m3fn"),

@@ -148,7 +148,23 @@ def test_what_a_scheduler_of_torchs_writes_wins():
     optimizer = Adam(parameters(), lr=halves)
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
     assert optimizer.schedules == ({},)
-    assert train(optimizer, 2).param_groups[0]["lr"] == 0.5
+    said = (
+        r"param group 0: lr followed halves, and a torch.optim.lr_scheduler .* written 0.5: .* make lr a number first"
+    )
+    with pytest.warns(UserWarning, match=said) as seen:
+        train(optimizer, 2)
+    assert (len(seen), optimizer.param_groups[0]["lr"]) == (1, 0.5)
+
+
+def test_a_scheduler_of_torchs_that_waits_is_noticed_when_it_writes():
+    optimizer = Adam(parameters(), lr=halves)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)  # writes back what it finds until its second step
+    train(optimizer, 1)
+    scheduler.step()
+    train(optimizer, 1)
+    scheduler.step()
+    with pytest.warns(UserWarning, match="the schedule is over"):
+        train(optimizer, 1)
 
 
 def test_a_number_that_comes_back_goes_on_to_be_followed():
@@ -222,7 +238,12 @@ def test_a_state_dict_of_torch_says_the_step_where_parameters_count():
 
 
 def test_a_saved_step_does_not_stay_in_a_group_that_follows_nothing():
-    plain = reloaded(train(Adam(parameters(), lr=halves), 3), lr=0.75)
+    followed = train(Adam(parameters(), lr=halves), 3)
+    said = (
+        r"param group 0 of the state dict was saved with a schedule \(schedule_step 3\), .*: lr stays 0.125; build it"
+    )
+    with pytest.warns(UserWarning, match=said):
+        plain = reloaded(followed, lr=0.75)
     assert plain.param_groups[0]["lr"] == halves(2)
     assert "schedule_step" not in plain.param_groups[0]
     plain.param_groups[0]["lr"] = halves
@@ -315,7 +336,13 @@ def test_sequences_end_and_are_of_one_length():
 
 @pytest.mark.parametrize(
     ("key", "near"),
-    [("weight_decy", "weight_decay"), ("wieght_decay", "weight_decay"), ("beta", "betas"), ("maximise", "maximize")],
+    [
+        ("weight_decy", "weight_decay"),
+        ("wieght_decay", "weight_decay"),
+        ("beta", "betas"),
+        ("maximise", "maximize"),
+        ("grad_centralizaiton", "grad_centralization"),
+    ],
 )
 def test_a_misspelt_option_of_a_group_is_refused(key, near):
     message = f"AdamW has no option {key!r}; did you mean {near!r}?"
@@ -325,6 +352,15 @@ def test_a_misspelt_option_of_a_group_is_refused(key, near):
     with pytest.raises(KeyError, match=message):
         optimizer.add_param_group({"params": parameters(1), key: 0.5})
     assert len(optimizer.param_groups) == 1
+    train(optimizer, 1)
+    before = values(optimizer)
+    optimizer.param_groups[0][key] = 0.5
+    for _ in range(2):
+        with pytest.raises(KeyError, match=f"param group 0: {message}"):
+            train(optimizer, 1)
+    assert all(map(torch.equal, values(optimizer), before))
+    del optimizer.param_groups[0][key]
+    train(optimizer, 1)
 
 
 OWN = ["name", "initial_lr", "param_names", "layer", "lr_scale", "lr_mult", "base_momentum", "max_momentum", "max_lr"]
@@ -349,3 +385,13 @@ def test_reduce_on_plateau_works_with_torchs_groups():
         for _ in range(3):
             scheduler.step(torch.tensor(1.0))
         assert float(some.param_groups[0]["lr"]) == pytest.approx(0.005)
+
+
+def test_a_step_that_is_written_together_with_a_schedule_counts():
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = SGD([p], lr=0.1)
+    optimizer.param_groups[0].update(lr=COSINE, schedule_step=5)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == COSINE(5)
+    assert optimizer.param_groups[0]["schedule_step"] == 6

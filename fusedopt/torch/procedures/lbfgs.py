@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fusedopt.procedures.quasi_newton import first_entry, history_of, minimize
+from fusedopt.procedures.quasi_newton import checked_loss, first_entry, history_of, minimize
 from fusedopt.rules.lbfgs import LBFGS
 from fusedopt.torch.procedures.procedure import Procedure
 from fusedopt.torch.tensors import untraced
@@ -30,7 +30,7 @@ class FlatTensors:
         value = self._closure()
         self.value, self._calls = value if not self._calls else self.value, self._calls + 1
         parts = [self._flat(torch.zeros_like(p) if p.grad is None else p.grad) for p in self._params]
-        return float(value), torch.cat(parts) if parts else torch.zeros(0)
+        return checked_loss(value), torch.cat(parts) if parts else torch.zeros(0)
 
     def _flat(self, gradient: torch.Tensor) -> torch.Tensor:
         dense = gradient if gradient.layout == torch.strided else gradient.to_dense()
@@ -69,7 +69,7 @@ class QuasiNewton(Procedure):
 
     @untraced
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]  # it is mandatory here
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Minimize, with up to `max_iter` iterations.
 
         Args:
@@ -79,7 +79,7 @@ class QuasiNewton(Procedure):
             The loss that the closure returned at first.
 
         Raises:
-            TypeError: The closure cannot be called.
+            TypeError: There is no closure, or it returns no loss.
         """
         if not callable(closure):
             raise TypeError(f"LBFGS.step takes a closure that computes loss and gradients, got {closure!r}.")
