@@ -6,12 +6,12 @@ from fusedopt import functional, schedules
 from fusedopt.backends import array_module
 from fusedopt.checkpoint import load, save
 from fusedopt.clipping import clip_grad_norm, clip_grad_value
+from fusedopt.misspelling import unknown_name as _unknown_name
 from fusedopt.optimizer import Optimizer
 from fusedopt.optimizers import *  # noqa: F403  # one class for each rule of fusedopt.rules
 from fusedopt.optimizers import PROCEDURES, RULES
 from fusedopt.parameter import Parameter
 from fusedopt.sparse_gradient import SparseGradient
-from fusedopt.unknown_name import unknown_name as _unknown_name
 from fusedopt.version import __version__
 
 __all__ = [

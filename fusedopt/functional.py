@@ -6,10 +6,10 @@ makes ready what an optimizer makes ready once, which is some 0.3 ms of Python: 
 
 from typing import TYPE_CHECKING
 
+from fusedopt.misspelling import unknown_name
 from fusedopt.optimizers import PROCEDURES, RULES
 from fusedopt.rule_functions import function_name, function_of
 from fusedopt.single_step import apply, result_type
-from fusedopt.unknown_name import unknown_name
 
 _FUNCTIONS = {function_name(rule): function_of(rule, __name__) for rule in RULES.values()}
 _RESULTS = {result_type(rule).__name__: result_type(rule) for rule in RULES.values()}

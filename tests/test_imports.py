@@ -15,7 +15,7 @@ PACKAGE = Path(fusedopt.__file__).parent
 
 # From the bottom up: a module imports from its own layer and from those below it.
 LAYERS = (
-    ("version", "misspelling", "unknown_name", "rules", "schedules"),
+    ("version", "misspelling", "rules", "schedules"),
     ("tracing", "traffic", "layout", "parameter", "sparse_gradient", "plain"),
     ("cuda_text", "compiler", "backends"),
     (

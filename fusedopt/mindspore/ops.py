@@ -25,7 +25,8 @@ def __getattr__(name: str) -> Any:
     numpys = NUMPYS.get(name.lower(), name.lower())
     cure = f"np.{numpys}" if hasattr(np, numpys) else "NumPy's operations"
     raise AttributeError(
-        f"fusedopt.mindspore.ops has {', '.join(__all__)}, and no {name!r}; take {cure}, on arrays and on parameter.data."
+        f"fusedopt.mindspore.ops has {', '.join(__all__)}, and no {name!r}; take {cure}, on arrays and on "
+        f"parameter.data."
     )
 
 

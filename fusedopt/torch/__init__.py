@@ -7,10 +7,10 @@ try:
 except ImportError as error:
     raise ImportError(f"fusedopt.torch needs PyTorch ({error}); pip install torch, or 'fusedopt[torch]'.") from None
 
+from fusedopt.misspelling import unknown_name as _unknown_name
 from fusedopt.torch.optimizer import Optimizer
 from fusedopt.torch.optimizers import *  # noqa: F403  # one class for each rule of fusedopt.rules
 from fusedopt.torch.optimizers import PROCEDURES, RULES
-from fusedopt.unknown_name import unknown_name as _unknown_name
 
 __all__ = ["Optimizer", *RULES, *PROCEDURES]
 
