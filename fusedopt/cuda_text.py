@@ -10,7 +10,8 @@ import numpy as np
 
 from fusedopt.rules.arithmetic import exponent, power, scaled
 from fusedopt.rules.stages import ROW, SLOTS
-from fusedopt.tracing import CONSTANT, INPUT, OPERATORS, WHERE, Program, Traced
+from fusedopt.statements import CONSTANT, INPUT, OPERATORS, WHERE, Program
+from fusedopt.tracing import Traced
 
 EXPRESSIONS = OPERATORS | {
     np.sqrt: "square_root({})",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from fusedopt.tracing import INPUT, Traced
+from fusedopt.statements import INPUT
+from fusedopt.tracing import Traced
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ from fusedopt import testing
 from fusedopt.backends import backend_of
 from fusedopt.backends.numpy import NumpyPlan
 from fusedopt.rules import Rule, State, Values, hyperparameter, power, sign
+from fusedopt.statements import TracingError
 from fusedopt.testing import CHECKS, check_rule, machines, subject
-from fusedopt.tracing import TracingError
 from step_checks import NAdam
 
 WITHOUT_NUMBA = ("numba bits",)  # it compiles for seconds

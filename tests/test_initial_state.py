@@ -10,7 +10,8 @@ import pytest
 import fusedopt
 from fusedopt import Adagrad, Parameter
 from fusedopt.rules import Rule, State, Values, hyperparameter
-from fusedopt.tracing import TracingError, trace
+from fusedopt.statements import TracingError
+from fusedopt.tracing import trace
 
 
 @dataclasses.dataclass(frozen=True)

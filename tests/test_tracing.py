@@ -15,7 +15,8 @@ from cases import CASES, DTYPES, EXTREMES, Both, Plain, assert_same_bits, each_c
 from fusedopt import rules
 from fusedopt.cuda_text import Variant, rule_text
 from fusedopt.rules import Rule, State, Values, exp2, hyperparameter, larger, log2, power, sign, smaller
-from fusedopt.tracing import COMPARISONS, INPUT, OPERATIONS, WHERE, TracingError, trace
+from fusedopt.statements import COMPARISONS, INPUT, OPERATIONS, WHERE, TracingError
+from fusedopt.tracing import trace
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 

@@ -10,7 +10,8 @@ import numpy as np
 from fusedopt.backends.schedule import uniform_conditions
 from fusedopt.layout import HasRule, Span, row_length
 from fusedopt.rules import Values
-from fusedopt.tracing import CONSTANT, INPUT, WHERE, Traced, trace
+from fusedopt.statements import CONSTANT, INPUT, WHERE
+from fusedopt.tracing import Traced, trace
 
 Array = np.ndarray[Any, Any]
 

@@ -25,7 +25,8 @@ from fusedopt.backends.scratch import array_at
 from fusedopt.backends.threads import on_all_threads
 from fusedopt.layout import Span
 from fusedopt.rules.arithmetic import exponent, scaled
-from fusedopt.tracing import OPERATORS, Traced
+from fusedopt.statements import OPERATORS
+from fusedopt.tracing import Traced
 
 # Elements of a row of the table, and about as many of a task: some 40 us, so that threads end together and a task's
 # microsecond of Python is little.

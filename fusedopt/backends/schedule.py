@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fusedopt.tracing import WHERE, Program, Statement, Traced
+from fusedopt.statements import WHERE, Program, Statement
+from fusedopt.tracing import Traced
 
 Array = np.ndarray[Any, Any]
 Call = tuple[Callable[..., Any], Callable[[list[Any]], tuple[Any, ...]]]

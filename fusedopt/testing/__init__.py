@@ -11,10 +11,10 @@ from typing import Any
 from fusedopt.rules.place import place_in
 from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.single_step import state_names
+from fusedopt.statements import TracingError
 from fusedopt.testing import dependence, machines, mathematics, whole_optimizers
 from fusedopt.testing.report import FAILED, NOTED, PASSED, SKIPPED, Check, Failure, Note, Report, Skip
 from fusedopt.testing.subject import Subject, shown
-from fusedopt.tracing import TracingError
 
 __all__ = ["CHECKS", "Check", "Report", "check_rule"]
 

@@ -12,11 +12,12 @@ import numpy as np
 
 from fusedopt.rules.hyperparameter import is_flag
 from fusedopt.rules.rule import Rule
+from fusedopt.statements import Program
 from fusedopt.testing.mathematics import MANY_STEPS, SIZE, begun, gradients
 from fusedopt.testing.report import Failure, Note
 from fusedopt.testing.runs import Plain
 from fusedopt.testing.subject import Array, Subject, differ, ordinary
-from fusedopt.tracing import Program, trace
+from fusedopt.tracing import trace
 
 
 def with_an_outlier(seed: int = 10) -> list[Array]:
