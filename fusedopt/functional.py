@@ -4,7 +4,10 @@ A function for each rule of `fusedopt.rules`, by its name in lower case, and `ap
 makes ready what an optimizer makes ready once, which is some 0.3 ms of Python: in a training loop, take an optimizer.
 """
 
-from fusedopt.optimizers import RULES
+from typing import TYPE_CHECKING
+
+from fusedopt.misspelling import unknown_name
+from fusedopt.optimizers import PROCEDURES, RULES
 from fusedopt.rule_functions import function_name, function_of
 from fusedopt.single_step import apply, result_type
 
@@ -16,3 +19,18 @@ for _result in _RESULTS.values():
 globals().update(_FUNCTIONS | _RESULTS)
 
 __all__ = ["apply", *_FUNCTIONS, *_RESULTS]
+
+if not TYPE_CHECKING:  # for which a module with __getattr__ has every name
+
+    def __getattr__(name):
+        for procedure in PROCEDURES:
+            if name.lower().replace("_", "") == procedure.lower():
+                raise AttributeError(
+                    f"{procedure} has no functional form: it is a procedure, whose step is no single update; use "
+                    f"fusedopt.{procedure}."
+                )
+        raise unknown_name(__name__, name, ("apply", *_FUNCTIONS))
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

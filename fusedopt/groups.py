@@ -106,7 +106,8 @@ class Group(dict[str, Any]):
         """Take over loaded hyperparameters, the keys that other libraries' state dicts have beside them, and the count
         of steps."""
         self.rule = rule
-        super().update(rule.shown() | {name: getattr(rule, name) for name in self._schedules} | dict(extras))
+        present = {name: getattr(rule, name) for name in rule.options() if name in self}
+        super().update(rule.shown() | present | dict(extras))
         self._changes.hyperparameters += 1
         self.count_from(steps)
 

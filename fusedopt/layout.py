@@ -219,8 +219,9 @@ class Arena:
 
     def begin(self, new: np.ndarray[Any, Any]) -> None:
         """Start the state of parameters without history from what the rule says now."""
+        changing = {state.name for state in self.group.rule.all_states() if state.initial != 0}
         for name, initial in self._initial_states().items():
-            if initial != 0 and name in self.states:
+            if name in self.states and name in changing:  # the buffer is full of what it was when it was made
                 with self.memory.here():
                     for index in np.flatnonzero(new & (self.cohorts == NO_HISTORY)).tolist():
                         self.view(self.states[name], index)[...] = initial

@@ -1,11 +1,11 @@
-"""What was meant by a name that nothing here has: the options of constructors that are written out."""
+"""What was meant by a name that nothing here has: options of constructors that are written out, names of modules."""
 
 from __future__ import annotations
 
 import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -33,3 +33,11 @@ def hint(name: str, known: list[str]) -> str:
     """The end of a sentence on a name that is not known."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}."
+
+
+def unknown_name(module: str, name: str, known: Iterable[str]) -> AttributeError:
+    """The error of `module.name`, for a module's `__getattr__` to raise."""
+    lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.7)
+    hint = f"; did you mean {lower[near[0]]!r}?" if near and not name.startswith("_") else "."
+    return AttributeError(f"module {module!r} has no attribute {name!r}{hint}")

@@ -22,7 +22,10 @@ from fusedopt.sparse_gradient import SparseGradient
 from fusedopt.tracing import Traced, trace
 
 # Attributes that a copy makes anew: they hold buffers, or count what happened to them.
-_REBUILT = ("changes", "_seen", "_groups", "_arenas", "_backends", "_stepping", "_traced", "_plans", "_history")
+_REBUILT = (
+    *("changes", "_seen", "_groups", "_arenas", "_backends", "_stepping", "_traced", "_plans"),
+    *("_history", "_moments"),  # of procedures
+)
 
 Loss = TypeVar("Loss")
 Self = TypeVar("Self", bound="Optimizer")
@@ -158,6 +161,7 @@ class Optimizer:
         backends, added = dict(self._backends), []
         for entry, (rule, schedules) in zip(entries, self._checked_rules(entries)):
             extras = {"param_names": entry["param_names"]} if "param_names" in entry else {}
+            extras |= {name: getattr(rule, name) for name in rule.common_defaults() if name in entry}  # defaults too
             group = Group(rule, tuple(entry["params"]), self.changes, extras, schedules)
             members: dict[tuple[str, str], list[Parameter]] = {}
             for parameter in group["params"]:
@@ -405,16 +409,23 @@ class Optimizer:
                 for group, options in zip(self._groups, groups)
             ],
             "steps": [group.steps for group in self._groups],
-            "state_dict": Optimizer.state_dict(self),  # whatever form a subclass gives to its users
+            "state_dict": self._copied_state(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state["kept"])
         self._begin()
         self._add(state["groups"])
-        Optimizer.load_state_dict(self, state["state_dict"])
+        self._take_copied(state["state_dict"])
         for group, steps in zip(self._groups, state["steps"]):
             group.count_from(steps)
+
+    def _copied_state(self) -> dict[str, Any]:
+        """The state that copies and pickles have, whatever form a subclass gives to its users."""
+        return Optimizer.state_dict(self)
+
+    def _take_copied(self, state: dict[str, Any]) -> None:
+        Optimizer.load_state_dict(self, state)
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]

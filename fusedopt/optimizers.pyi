@@ -24,6 +24,19 @@ class Adadelta(Optimizer):
         maximize: bool = False,
     ) -> None: ...
 
+class Adafactor(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: NumberOrSchedule = 0.01,
+        beta2_decay: NumberOrSchedule = -0.8,
+        eps: tuple[float | None, float] = (None, 0.001),
+        d: NumberOrSchedule = 1.0,
+        weight_decay: NumberOrSchedule = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None: ...
+
 class Adagrad(Optimizer):
     def __init__(
         self,

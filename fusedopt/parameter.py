@@ -47,6 +47,10 @@ class Parameter:
         self._owner: weakref.ref[Any] | None = None
         self._grad: Any = None  # before an optimizer takes the parameter: its own copy; after: the view of its buffer
 
+    def __array_ufunc__(self, ufunc: np.ufunc, *_: object, **__: object) -> Any:
+        """NumPy would make an array of one object of it, and complain of its dimensions."""
+        raise TypeError(f"np.{ufunc.__name__}: {self.described} is no array; compute with its values, parameter.data.")
+
     @property
     def data(self) -> Any:
         """The values: after an optimizer took the parameter, a view of its flat buffer. Write with `data[...] = x`."""

@@ -65,7 +65,8 @@ def apply(rule: Rule, p: Any, g: Any, *states: Any, step: int, in_place: bool = 
     Args:
         rule: With its hyperparameters: `MyRule(lr=0.1)`.
         p: The parameter: a NumPy or CuPy array of float32, float64, float16 or bfloat16.
-        g: The gradient, of p's shape, of any of these dtypes; it is not changed.
+        g: The gradient, of p's shape; it is not changed. float64 goes with float32 and float64 alone, and float32 with
+            all: so a float64 p takes either, and no other p takes a float64 g or state.
         *states, **named: The rule's state arrays, of p's shape and of one dtype, then its scalar states, in the rule's
             order or by name. None is a state that this variant of the rule does not keep, or, at step 1, one that
             starts now.
@@ -171,6 +172,12 @@ def _check_alike(what: str, name: str, array: Any, p: Any) -> None:
     _check_array(what, name, array)
     if array.shape != p.shape:
         raise ValueError(f"{what}: {name} has shape {array.shape} and p {p.shape}; they must be the same.")
+    here, there = array.dtype.name, p.dtype.name
+    if here not in (("float64", "float32") if there == "float64" else ("float32", "float16", "bfloat16")):
+        raise TypeError(
+            f"{what}: {name} has {here} and p {there}, which do not go together; convert it with "
+            f"{name}.astype({there!r})."
+        )
     if device_of(array) != device_of(p):
         raise ValueError(f"{what}: {name} is on {device_of(array)} and p on {device_of(p)}; move {name} there first.")
 

@@ -149,6 +149,7 @@ def checked_groups(
     rules: list[Rule] = []
     extras: list[dict[str, Any]] = []
     ids: list[Any] = []
+    steps: list[Any] = []
     if not isinstance(saved["state"], Mapping):
         raise TypeError(f"the state dict's 'state' must be a dict by parameter, got {type(saved['state']).__name__}.")
     for number, (group, own, kept_schedules, entry) in enumerate(zip(groups, ours, scheduled, theirs)):
@@ -174,10 +175,19 @@ def checked_groups(
             raise type(error)(f"param group {number} of the state dict: {error}") from None
         extras.append({k: copy.deepcopy(v) for k, v in entry.items() if k not in own.options() and k != "params"})
         ids.extend(entry["params"])
+        shared = None if own.step_key is None else extras[-1].pop(own.step_key, None)
+        steps.extend([shared] * len(entry["params"]))
     stray = set(saved["state"]) - set(ids)
     if stray:
         warnings.warn(f"state of {sorted(map(str, stray))} belongs to no param group and is left out.", stacklevel=4)
-    return rules, extras, [saved["state"].get(number, {}) for number in ids]
+    entries = [saved["state"].get(number, {}) for number in ids]
+    return rules, extras, [_with_step(entry, step, ours[0].step_key) for entry, step in zip(entries, steps)]
+
+
+def _with_step(entry: Any, step: Any, key: str | None) -> Any:
+    """A parameter's saved state, with the step that apex and TransformerEngine save once for a group."""
+    lacks = step is not None and isinstance(entry, Mapping) and bool(entry) and key not in entry
+    return {key: step, **entry} if lacks else entry
 
 
 def checked_entry(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import keyword
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from fusedopt.rules import Reduction, Rule, State, Values, power
+from fusedopt.rules.place import place_in
 from fusedopt.rules.stages import GRADIENT_MEAN, GRADIENT_SQUARE, ROW, Stage
 
 COMPARISONS = {np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal}
@@ -38,8 +40,32 @@ WHERE, INPUT, CONSTANT = "where", "input", "constant"
 PREPARING = ("grad_scale", "clip_value", "norm_scale", GRADIENT_SQUARE, GRADIENT_MEAN)
 
 
+# What there is to sum over a tensor with, in NumPy.
+SUMS = {
+    "sum",
+    "mean",
+    "average",
+    "norm",
+    "dot",
+    "vdot",
+    "inner",
+    "std",
+    "var",
+    "max",
+    "min",
+    "amax",
+    "amin",
+    "all",
+    "any",
+}
+SUMMED = (
+    "a rule sees one element at a time; sums over a tensor, and what is made of them, are declared: reductions, terms "
+    "and ratios, as docs/custom_rules.md shows"
+)
+
+
 class TracingError(TypeError):
-    """A rule does something that cannot become a kernel; the message names the rule, the thing and the cure."""
+    """A rule does something that cannot become a kernel; the message names the rule, thing, cure and line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,8 +223,8 @@ class Symbol(NDArrayOperatorsMixin):
         if method != "__call__" or keywords:
             what = f"np.{ufunc.__name__}" + (f".{method}" if method != "__call__" else f" with {', '.join(keywords)}=")
             cure = "operations are called plainly, and write nothing: p = p - x, not p -= x"
-            raise TracingError(f"{self.trace.what} uses {what}; {cure}.")
-        if ufunc is np.square or (ufunc is np.power and isinstance(inputs[1], (int, float)) and inputs[1] == 2):
+            raise TracingError(f"{self.trace.what} uses {what}; {SUMMED if method == 'reduce' else cure}.")
+        if ufunc is np.square or (ufunc is np.power and _is_two(inputs[1])):
             return self.trace.apply(np.multiply, inputs[0], inputs[0])
         if ufunc not in OPERATIONS:
             raise self._unknown(ufunc.__name__)
@@ -206,7 +232,8 @@ class Symbol(NDArrayOperatorsMixin):
 
     def __array_function__(self, function: Any, types: Any, arguments: tuple[Any, ...], keywords: Any) -> Symbol:
         if function is not np.where or keywords or len(arguments) != 3:
-            raise self._unknown(function.__name__)
+            within = "linalg." if "linalg" in function.__module__ else ""
+            raise self._unknown(within + function.__name__)
         return self.trace.apply(WHERE, *arguments)
 
     def traced(self, function: Any, *operands: Any) -> Symbol:
@@ -222,7 +249,29 @@ class Symbol(NDArrayOperatorsMixin):
                 )
         return self.trace.apply(function, *operands)
 
+    def __array__(self, *_: object, **__: object) -> Any:
+        raise TracingError(
+            f"{self.trace.what} makes a NumPy array or number of a value, as np.float64(x) does; leave it as it is: "
+            f"scalars are float64, and elements of the parameter's type."
+        )
+
+    def __pow__(self, exponent: Any) -> Symbol:
+        if not _is_two(exponent):
+            raise self._no_power()
+        return self.trace.apply(np.multiply, self, self)
+
+    def __rpow__(self, _: object) -> Symbol:
+        raise self._no_power()
+
+    def _no_power(self) -> TracingError:
+        cure = "write power(base, step) of fusedopt.rules for a whole count, real_power(base, x) for another"
+        if self.trace.elementwise:
+            cure = "multiply, as g * g * g, or write real_power(g, x) of fusedopt.rules; of the step, power in scalars"
+        return TracingError(f"{self.trace.what} uses **, which has no kernel form; {cure}. A root is np.sqrt.")
+
     def _unknown(self, name: str) -> TracingError:
+        if name.rpartition(".")[2] in SUMS:
+            return TracingError(f"{self.trace.what} uses np.{name}; {SUMMED}.")
         instead = {
             "maximum": " Use fusedopt.rules.larger.",
             "minimum": " Use fusedopt.rules.smaller.",
@@ -268,7 +317,12 @@ class Symbol(NDArrayOperatorsMixin):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # NumPy asks whether there is an __array_interface__, and the like
             raise AttributeError(name)
-        raise TracingError(f"{self.trace.what} uses .{name} of a value; a rule sees one element at a time.")
+        cure = SUMMED if name in SUMS else "a rule sees one element at a time"
+        raise TracingError(f"{self.trace.what} uses .{name} of a value; {cure}.")
+
+
+def _is_two(exponent: object) -> bool:
+    return isinstance(exponent, (int, float)) and exponent == 2
 
 
 class Unavailable(NDArrayOperatorsMixin):
@@ -317,7 +371,7 @@ def trace(rule: Rule) -> Traced:
     """
     key = (type(rule), rule.flags)
     if key not in _traced:
-        once, again = _trace(rule), _trace(rule)
+        once, again = _placed(rule), _placed(rule)
         if repr(once) != repr(again):
             raise TracingError(
                 f"{type(rule).__name__} is not the same twice; it is run once and made into a kernel: it can neither "
@@ -325,6 +379,17 @@ def trace(rule: Rule) -> Traced:
             )
         _traced[key] = once
     return _traced[key]
+
+
+def _placed(rule: Rule) -> Traced:
+    """`_trace`, whose errors say where in the rule's file they come from."""
+    try:
+        return _trace(rule)
+    except TracingError as error:
+        place = place_in(type(rule), error.__traceback__)
+        if place:
+            error.args = (f"{error} ({place})",)
+        raise
 
 
 def _kinds(value: Any) -> str:
@@ -337,6 +402,11 @@ def _check_names(cls: type[Rule]) -> None:
     kinds = {**{state.name: "state" for state in cls.all_states()}, **dict.fromkeys(cls.scalar_state, "state")}
     names = [*(state.name for state in cls.all_states()), *cls.scalar_state, *(sum.name for sum in cls.reductions)]
     for name in names:
+        if keyword.iskeyword(name) or name.startswith("_"):  # neither is a field of what a step returns
+            raise TracingError(
+                f"{cls.__name__}: a {kinds.get(name, 'reduction')} is named {name!r}; a name is no keyword and begins "
+                f"with no underscore: choose another."
+            )
         if not name.isidentifier() or names.count(name) > 1 or name in ("p", "g", *PREPARING, cls.step_key):
             kind = kinds.get(name, "reduction")
             raise TracingError(

@@ -36,5 +36,10 @@ def traffic(traced: Traced) -> Traffic:
             needed |= set(statements[number].operands)
     arrays = ("p", "g", *traced.states)
     read = {names[number] for number in needed if number in names}
-    summed = [a for stage in traced.stages for a in arrays if {a, f"s.{a}"} & stage.body.inputs]
-    return Traffic((*summed, *(a for a in arrays if a in read)), tuple(a for a in arrays if a in written))
+    return Traffic((*summed(traced), *(a for a in arrays if a in read)), tuple(a for a in arrays if a in written))
+
+
+def summed(traced: Traced) -> tuple[str, ...]:
+    """The arrays that the launches before the update read, once for each of these."""
+    arrays = ("p", "g", *traced.states)
+    return tuple(a for stage in traced.stages for a in arrays if {a, f"s.{a}"} & stage.body.inputs)

@@ -453,7 +453,6 @@ CASES = (
         choices={},
         also=(
             {"lr_power": -0.7},
-            {"lr_power": 0.0},
             {"l1": 0.0},
             {"weight_decay": 0.0},
             {"maximize": True},

@@ -23,6 +23,12 @@ def ulps(actual, expected):
     return np.abs(actual.astype(exact) - expected) / unit.astype(exact)
 
 
+@pytest.mark.parametrize("base", [0.0, np.inf, 3.0])
+def test_anything_to_the_power_of_zero_is_one(base):
+    with np.errstate(invalid="ignore"):  # of the branch that is not taken, as in every backend
+        assert real_power(np.full(1, base, np.float32), 0.0) == real_power(np.full(1, base), np.float64(0)) == 1
+
+
 def uniform(low, high, real, seed=0):
     return np.random.default_rng(seed).uniform(low, high, 20_000).astype(real)
 

@@ -327,6 +327,7 @@ def test_a_wrong_hyperparameter_is_refused_wherever_it_is_given(case, name, valu
         ("epsilon", "did you mean 'eps'"),
         ("momentum", "it has lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay, "),
         ("Betas", "did you mean 'betas'"),
+        ("grad_centralizaiton", "did you mean 'grad_centralization'"),  # as a guide of MindSpore's spells it
     ],
 )
 def test_an_unknown_option_is_refused_with_a_hint(device, name, hint):

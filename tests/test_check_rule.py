@@ -62,9 +62,16 @@ class Good(Rule):
 def test_a_rule_without_mistakes_passes_and_prints_what_was_seen():
     report = check_rule(Good, lr=0.01, without=WITHOUT_NUMBA)
     assert report.passed
-    assert str(report).startswith("Good(lr=0.01, decay=0.1)\n passed  declaration ")
+    assert str(report).startswith(
+        "Good(lr=0.01, decay=0.1)\n"
+        "(decay: 0 where nobody gives it, which would hide a term; checked with another value.)\n"
+        " passed  declaration "
+    )
     assert str(report).endswith("\nNo check failed.")
-    assert "20 bytes a float32 parameter: reads p, g, exp_avg; writes p, exp_avg; keeps 4; 1 launch" in str(report)
+    assert (
+        "20 bytes a float32 parameter: reads p, g, exp_avg; writes p, exp_avg; keeps 4 beside p and g; 1 launch"
+        in str(report)
+    )
 
 
 def wrong(**changed):
@@ -85,6 +92,20 @@ def update(function):
 def moved(p, g, m, c):
     m = c.beta * m + g
     return p - c.lr * m, m
+
+
+def uphill(p, g, m, c):
+    m = c.beta * m + g
+    return p + c.lr * m, m
+
+
+@dataclass(frozen=True)
+class MaximizeIgnored(Good):
+    maximize: bool = hyperparameter(False, "raise the objective; it is forgotten here")
+
+
+def misspelt(p):
+    return np_sqrt(p)  # noqa: F821
 
 
 def in_place(p, g, m, c):
@@ -187,6 +208,13 @@ PLANTED = [
     (update(without_nan), "nan", "loses a NaN gradient: neither the parameter nor a state is NaN after it"),
     (update(of_two_kinds), "numpy bits", "in float32 has other bits by NumPy than as a plain function after 3 steps"),
     (update(gradient_ignored), "cost", "never reads the gradient; use g in update."),
+    (update(uphill), "descends", "goes the wrong way: 11 steps along the gradient of |p|^2 / 2 take |p| from "),
+    (MaximizeIgnored, "descends", "and it should get larger. Look for"),
+    (
+        update(lambda p, g, m, c: misspelt(p)),
+        "tracing",
+        "NameError: name 'np_sqrt' is not defined (test_check_rule.py:",
+    ),
 ]
 
 
@@ -196,6 +224,29 @@ def test_a_planted_mistake_is_told_with_its_cure(rule, check, message):
     assert check in [failure.name for failure in report.failures]
     assert message in report[check].detail
     assert not report.passed
+
+
+def test_a_report_is_its_checks_and_tells_skips_once_and_failures_again_at_the_end():
+    report = check_rule(update(in_place), raise_on_failure=False)
+    assert [check.name for check in report] == list(CHECKS)
+    assert len(report) == len(CHECKS)
+    with pytest.raises(KeyError, match="the report has no check 'speed'; it has declaration, tracing, dtype"):
+        report["speed"]
+    lines = str(report).splitlines()
+    assert [line[:8] for line in lines[1:4]] == [" passed ", " FAILED ", "skipped "]
+    assert lines[3].startswith(f"skipped  {len(CHECKS) - 2} checks        tracing failed: dtype, states,")
+    assert lines[4:] == [f"1 of {len(CHECKS)} checks failed:", f"tracing: {report['tracing'].detail}"]
+
+
+def test_without_a_gpu_the_report_says_that_nothing_has_to_be_done(monkeypatch):
+    monkeypatch.setattr(machines.cuda, "problem", lambda: "CUDA finds no usable GPU (x); install NVIDIA's driver.")
+    outcome = testing._outcome("cuda bits", CHECKS["cuda bits"], subject.Subject(Good, {}))
+    assert outcome.detail.startswith("CUDA finds no usable GPU (x). Without a GPU nothing has to be done; with one,")
+    assert "install" not in outcome.detail
+
+
+def test_a_rule_whose_default_keeps_the_parameter_at_rest_descends_with_another_lr():
+    check_rule(Good, lr=0.0, without=[name for name in CHECKS if name != "descends"])
 
 
 def test_the_first_failure_is_raised():

@@ -46,7 +46,9 @@ def test_every_block_of_the_page_on_custom_rules_runs(folder, capsys):
         elif not written(folder, block):
             exec(compile(block, "a block", "exec"), program)
     printed = capsys.readouterr().out
-    assert printed.startswith("20 bytes a float32 parameter: reads p, g, moments; writes p, moments; keeps 4; 1 la")
+    assert printed.startswith(
+        "20 bytes a float32 parameter: reads p, g, moments; writes p, moments; keeps 4 beside p and g"
+    )
     assert "44 bytes a float32 parameter" in printed
     close, momentum, closer = (float(line) for line in printed.splitlines() if re.fullmatch(r"[\d.e-]+", line))
     assert close < 1e-6

@@ -56,12 +56,29 @@ def test_scalar_state_and_every_dtype_are_the_plain_rules(dtype, device):
     assert_same_bits(device.host(states[0]), plain.states["exp_avg"])
 
 
-def test_gradient_and_states_have_dtypes_of_their_own(device):
-    p, g, m = (device.array(ordinary(50, dtype, 1)) for dtype in ("float16", "float32", "float64"))
-    found = functional.lion(p, g, m, step=7)
-    assert [found.p.dtype, found.exp_avg.dtype] == [np.float16, np.float64]
-    wide = functional.lion(*(device.array(device.host(a).astype("float32")) for a in (p, g, m)), step=7)
-    assert_same_bits(device.host(found.p), device.host(wide.p).astype("float16"))
+@pytest.mark.parametrize("device", ["numpy", NUMBA, "emulated", CUDA], indirect=True)
+@pytest.mark.parametrize(
+    "dtypes",
+    [("float16", "float32", "bfloat16"), ("bfloat16", "float16", "float32"), ("float64", "float32", "float32")],
+)
+def test_gradient_and_states_have_dtypes_of_their_own(device, dtypes):
+    p, g, m = (device.array(ordinary(50, dtype, 1)) for dtype in dtypes)
+    found = functional.lion(p, g, m, step=1)
+    assert [found.p.dtype.name, found.exp_avg.dtype.name] == [dtypes[0], dtypes[2]]
+    real = "float64" if dtypes[0] == "float64" else "float32"
+    wide = functional.lion(*(device.array(device.host(array).astype(real)) for array in (p, g, m)), step=1)
+    for ours, theirs in zip(found, wide, strict=True):
+        assert_same_bits(device.host(ours), device.host(theirs).astype(ours.dtype))
+
+
+@pytest.mark.parametrize("device", ["numpy", NUMBA, "emulated"], indirect=True)
+@pytest.mark.parametrize(
+    "dtypes", [("float32", "float64", "float32"), ("float16", "float16", "float64"), ("float64", "float64", "float16")]
+)
+def test_dtypes_that_no_backend_puts_together_are_refused_by_all(device, dtypes):
+    p, g, m = (device.array(ordinary(50, dtype, 1)) for dtype in dtypes)
+    with pytest.raises(TypeError, match=f"lion: .* and p {dtypes[0]}, which do not go together; convert it with "):
+        functional.lion(p, g, m, step=1)
 
 
 @pytest.mark.parametrize("device", ["emulated", CUDA], indirect=True)

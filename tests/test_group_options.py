@@ -1,5 +1,8 @@
 """What every rule can do with a gradient before it uses it: options of any param group, in the launch."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -95,3 +98,18 @@ def test_what_is_out_of_range_is_refused(device, options, message):
     optimizer = fusedopt.SGD([p])
     with pytest.raises(ValueError, match=message):
         optimizer.param_groups[0].update(options)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_a_group_that_overrides_one_with_its_default_goes_on_to_do_so(device, copied):
+    def optimizer(**options):
+        p, q = (fusedopt.Parameter(device.array(np.ones(3, np.float32))) for _ in range(2))
+        return fusedopt.SGD([{"params": [p], **options}, {"params": [q]}], lr=1.0, clip_norm=0.5)
+
+    overriding = optimizer(clip_norm=0.0)
+    assert [group["clip_norm"] for group in overriding.param_groups] == [0.0, 0.5]
+    assert [group.rule.clip_norm for group in copied(overriding).param_groups] == [0.0, 0.5]
+    loaded = optimizer()
+    loaded.load_state_dict(overriding.state_dict())
+    assert [group["clip_norm"] for group in loaded.param_groups] == [0.0, 0.5]
+    assert [group.rule.clip_norm for group in copied(loaded).param_groups] == [0.0, 0.5]

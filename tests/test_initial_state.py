@@ -75,6 +75,15 @@ def test_a_parameter_that_starts_later_starts_from_what_the_hyperparameter_is_th
     assert found == [3.5, 21, 12]
 
 
+def test_a_parameter_that_starts_later_may_start_from_zero(device):
+    first, second = make(device, 3, 4)
+    optimizer = Totalling([first, second], start=10.0)
+    step(device, optimizer, first)
+    optimizer.param_groups[0]["start"] = 0.0
+    step(device, optimizer, second)
+    assert values(device, optimizer, second)["total"] == 1
+
+
 def test_each_group_has_its_own_start(device):
     first, second = make(device, 3, 4)
     optimizer = Totalling([{"params": [first]}, {"params": [second], "start": 7.0}])

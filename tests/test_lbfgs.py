@@ -243,6 +243,22 @@ def test_a_pair_without_curvature_is_left_out(search):
     assert optimizer.state[x]["old_dirs"] == []
 
 
+@pytest.mark.parametrize(("curvature", "kept"), [(-0.5, 0), (1e-12, 0), (1e-3, 1)])
+def test_a_pair_of_negative_or_tiny_curvature_is_left_out(curvature, kept):
+    """From 0 the first step goes to -1, so y.s is the curvature; 1 / 1e-12 would be a step of that length."""
+    x = fusedopt.Parameter(np.zeros(1))
+    optimizer = fusedopt.LBFGS([x], max_iter=2, max_eval=9)
+
+    def bent():
+        x.grad = 1 + curvature * x.data
+        return float(x.data[0] + 0.5 * curvature * x.data[0] ** 2)
+
+    optimizer.step(bent)
+    assert len(optimizer.state[x]["old_dirs"]) == kept
+    if not kept:
+        assert -3 < x.data[0] < -1
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
 def test_a_direction_that_is_not_finite_drops_the_history(bad):
     x = fusedopt.Parameter(np.zeros(2))

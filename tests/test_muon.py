@@ -158,6 +158,24 @@ def test_a_parameter_that_is_no_matrix_is_refused_by_name(shape):
     assert len(optimizer.param_groups) == 1
 
 
+@pytest.mark.parametrize("decay", [0.0, 1e-8, 6e-8, 1e-6])
+def test_a_small_decay_is_rounded_once(decay):
+    """A factor 1 - lr weight_decay is 1 in float32 below 3e-8, and moves nothing; without decay infinity stays.
+
+    fusedopt.torch.Muon has torch's bits, and so torch's factor.
+    """
+    start = np.random.default_rng(1).standard_normal((40, 25)).astype(np.float32)
+    if not decay:
+        start[0, 0] = np.inf
+    parameter = fusedopt.Parameter(start.copy())
+    parameter.grad = np.zeros_like(start)
+    fusedopt.Muon([parameter], lr=1.0, weight_decay=decay).step()
+    exact = start * (1 - np.float64(decay))
+    assert parameter.data[0, 0] == exact[0, 0] or decay
+    error = np.abs(parameter.data[1:] - exact[1:])
+    assert (error <= 0.501 * np.spacing(np.abs(exact[1:]).astype(np.float32))).all()
+
+
 WRONG = {
     "adjust_lr_fn": ({"adjust_lr_fn": "arbitrary"}, ValueError, "must be one of None, 'original', 'match_rms_adamw'"),
     "ns_steps": ({"ns_steps": 100}, ValueError, r"ns_steps must be in \[0, 100\)"),

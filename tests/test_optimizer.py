@@ -308,14 +308,15 @@ def test_a_step_that_is_skipped_for_an_infinity_counts_nothing(device):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("as_array", [False, True])
 def test_gradients_are_divided_by_grad_scale(device, dtype, as_array):
-    (parameter,) = make(device, 1, dtype=dtype)
-    parameter.grad = device.array(np.ones(1, dtype))
+    (parameter,) = make(device, 100, dtype=dtype)
+    gradient = ordinary(100, dtype, 1)  # the product with 1 / 0.1 differs in some of a hundred
+    parameter.grad = device.array(gradient)
     scale = device.array(np.array(0.1, np.float32)) if as_array else 0.1
     SGD(parameter, lr=1.0).step(grad_scale=scale)
     # One float32 on every backend, so that all give the same bits.
-    expected = np.ones(1, dtype) - np.ones(1, dtype) / np.array(np.float32(0.1)).astype(dtype)
+    expected = np.ones(100, dtype) - gradient / np.array(np.float32(0.1)).astype(dtype)
     assert bits(device.host(parameter.data)) == bits(expected)
-    assert bits(device.host(parameter.grad)) == bits(np.ones(1, dtype))
+    assert bits(device.host(parameter.grad)) == bits(gradient)
 
 
 def test_empty_and_zero_dimensional_parameters_step(device):

@@ -201,10 +201,15 @@ def test_amsgrad_keeps_the_largest_uncorrected_moment_and_nan(rule):
     assert np.isnan(plain.states["max_exp_avg_sq"][2])
 
 
+DECOUPLED = {"AdamW": {}, "Lion": {}, **{name: {"decoupled_weight_decay": True} for name in ("NAdam", "RAdam")}}
+
+
 @pytest.mark.parametrize("decay", [1e-8, 6e-8, 2e-7, 1e-6, 1e-4])
-def test_a_small_decay_is_rounded_once(decay):
+@pytest.mark.parametrize("name", DECOUPLED)
+def test_a_small_decay_is_rounded_once(name, decay):
     """At most half an ulp from the exact result; a factor 1 - lr weight_decay in float32 would cost up to one more."""
-    plain = Plain(rules.AdamW(lr=1.0, weight_decay=decay), ordinary(1000, "float32", 1))
+    rule = getattr(rules, name)(lr=1.0, weight_decay=decay, **DECOUPLED[name])
+    plain = Plain(rule, ordinary(1000, "float32", 1))
     exact = plain.parameter * (1 - np.float64(decay))
     plain.update(np.zeros(1000, np.float32))
     assert (np.abs(plain.parameter - exact) <= 0.501 * np.spacing(np.abs(exact).astype(np.float32))).all()
@@ -314,10 +319,26 @@ def test_the_two_etas_have_ranges_of_their_own():
             rules.Rprop(etas=etas)
 
 
+ANNOTATED = {"__annotations__": {"etas": "float"}}
+
+
+def test_a_hyperparameter_without_a_type_and_a_range_that_cannot_be_read_are_named():
+    """dataclasses would say "'lr' is a field but has no type annotation", and of which rule, not at all."""
+    with pytest.raises(
+        TypeError, match=r"^rule Mine: lr must have its type.*; write lr: float = hyperparameter\(0\.1, "
+    ):
+
+        class Mine(rules.Rule):
+            lr = rules.hyperparameter(0.1, "[0, inf)", "learning rate")
+
+    with pytest.raises(ValueError, match=r"^rule Other: etas: a range is written like '\[0, 1\)'.*, got '>=0'\.$"):
+        type("Other", (rules.Rule,), {"etas": rules.hyperparameter(0.1, ">=0"), **ANNOTATED})
+
+
 @pytest.mark.parametrize("default", [(0.5, 0.9, 1.2), 0.5])
 def test_ranges_of_two_numbers_are_those_of_two_numbers(default):
-    with pytest.raises(ValueError, match=r"has one range|have one range or 3"):
-        rules.hyperparameter(default, ("(0, 1)", "(1, inf)"))
+    with pytest.raises(ValueError, match=r"^rule Mine: etas: .*(has one range|have one range or 3)"):
+        type("Mine", (rules.Rule,), {"etas": rules.hyperparameter(default, ("(0, 1)", "(1, inf)")), **ANNOTATED})
 
 
 def test_ftrl_stays_where_it_is_while_gradients_are_zero():

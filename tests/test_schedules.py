@@ -5,6 +5,8 @@ import dataclasses
 import math
 import pickle
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -478,3 +480,18 @@ def test_plot_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"plot needs matplotlib .*pip install 'fusedopt\[plot\]'"):
         schedules.plot(Cosine(1, 8), 3)
+
+
+def test_a_running_product_may_be_shared_by_threads():
+    def slow(step):
+        time.sleep(1e-5)
+        return 1 - 1 / (step + 1)
+
+    shared, found = Multiplicative(slow), []
+    shared(1)
+    threads = [threading.Thread(target=lambda: found.append(shared(60))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(found) == {Multiplicative(slow)(60)}

@@ -257,3 +257,14 @@ def test_the_array_module_is_that_of_the_array():
     cupy = pytest.importorskip("cupy")
     assert module_of(np.ones(1)) is np
     assert module_of(type("ndarray", (), {"__module__": "cupy"})()) is cupy
+
+
+def test_lazyadam_centralizes_a_dense_gradient_with_its_decay_as_adam_does():
+    values = np.random.default_rng(0).standard_normal((2, 3, 5))
+    made = []
+    for kind, options in ((fusedopt.LazyAdam, {}), (fusedopt.Adam, {"corrected_eps": False})):
+        p = fusedopt.Parameter(values[0].copy())
+        p.grad = values[1]
+        kind([p], lr=0.1, weight_decay=0.5, grad_centralization=True, **options).step()
+        made.append(p.data)
+    np.testing.assert_allclose(*made, rtol=1e-12)

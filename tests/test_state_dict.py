@@ -513,6 +513,54 @@ def test_the_step_is_any_one_whole_number(device, step):
     assert bits(optimizer.state_dict()["state"][1]["step"]) == bits(np.array(7.0))
 
 
+def test_a_step_that_is_saved_once_for_a_group_is_that_of_its_parameters(device):
+    """As apex and TransformerEngine have it: beside the options, and not at all before the first step."""
+    _, optimizer = trained(device, Adam, {})
+    expected = optimizer.state_dict()
+    for entry in expected["state"].values():
+        entry["step"] = np.array(7.0)
+    saved = copy.deepcopy(expected)
+    for entry in saved["state"].values():
+        del entry["step"]
+    del saved["state"][3]
+    saved["param_groups"][0] |= {"step": 7, "bias_correction": True}
+    saved["param_groups"][1] |= {"step": np.array([7], np.int32)}
+    del expected["state"][3]
+    optimizer.load_state_dict(saved)
+    assert bits(optimizer.state_dict()) == bits(expected)
+    for wrong in (-1, 0.5, "7"):
+        with pytest.raises((TypeError, ValueError), match=r"step must be a .*number"):
+            optimizer.load_state_dict({**saved, "param_groups": [{**g, "step": wrong} for g in saved["param_groups"]]})
+    assert bits(optimizer.state_dict()) == bits(expected)
+
+
+def test_steps_are_counted_beyond_what_float32_can(device):
+    """torch's counter stops at 2**24, since 2**24 + 1 is no float32; and in bfloat16 at 256."""
+    for start in (2.0**8, 2.0**24, 2.0**40):
+        _, optimizer = trained(device, Adam, {})
+        state = optimizer.state_dict()
+        for entry in state["state"].values():
+            entry["step"] = np.array(start)
+        optimizer.load_state_dict(state)
+        gradients(device, 9, list(optimizer.parameters()))
+        optimizer.step().step().step()
+        again = copy.deepcopy(optimizer)
+        again.load_state_dict(optimizer.state_dict())
+        assert {float(entry["step"]) for entry in again.state_dict()["state"].values()} == {start + 3}
+
+
+def test_a_group_without_parameters_is_saved_and_loaded_as_it_is(device):
+    def optimizer(**options):
+        return Adam([{"params": []}, {"params": parameters_of(device)}, {"params": [], **options}], lr=0.5)
+
+    source, other = optimizer(lr=0.25, betas=(0.5, 0.75)), optimizer()
+    gradients(device, 1, source.param_groups[1]["params"])
+    source.step()
+    other.load_state_dict(source.state_dict())
+    assert bits(other.state_dict()) == bits(source.state_dict())
+    assert (other.param_groups[2]["lr"], other.param_groups[2]["betas"]) == (0.25, (0.5, 0.75))
+
+
 def test_ids_are_labels_and_order_is_what_counts(device):
     _, optimizer = trained(device, Adam, {})
     state = optimizer.state_dict()

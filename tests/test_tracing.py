@@ -52,7 +52,7 @@ REFUSED_IN_UPDATE = {
     "np.maximum": (lambda p, g, s, c: np.maximum(p, g), "np.maximum, .*Use fusedopt.rules.larger"),
     "np.minimum": (lambda p, g, s, c: np.minimum(p, 0.0), "np.minimum, .*Use fusedopt.rules.smaller"),
     "np.sign": (lambda p, g, s, c: np.sign(p), "np.sign, .*Use fusedopt.rules.sign"),
-    "cube": (lambda p, g, s, c: p**3, "np.power, .*multiply"),
+    "cube": (lambda p, g, s, c: p**3, r"uses \*\*, .*; multiply, as g"),
     "np.power": (lambda p, g, s, c: np.power(p, 0.5), "np.power, .*multiply"),
     "np.float_power": (
         lambda p, g, s, c: np.float_power(p, 2),
@@ -75,10 +75,12 @@ REFUSED_IN_UPDATE = {
     "max": (lambda p, g, s, c: max(p, g), "branches on a value; use np.where"),
     "float": (lambda p, g, s, c: p * float(c.lr), "turns a value into a Python number"),
     "math.sqrt": (lambda p, g, s, c: p * math.sqrt(c.lr), "turns a value into a Python number"),
+    "float64 of a value": (lambda p, g, s, c: p * np.float64(c.lr), "makes a NumPy array or number of a value"),
+    "asarray": (lambda p, g, s, c: np.asarray(p), "makes a NumPy array or number of a value, as np.float64"),
     "int": (lambda p, g, s, c: p * int(c.lr), "turns a value into a Python number"),
-    "sum": (lambda p, g, s, c: p / p.sum(), r"uses \.sum of a value"),
-    "np.sum": (lambda p, g, s, c: p / np.sum(p), "np.sum"),
-    "np.linalg.norm": (lambda p, g, s, c: p / np.linalg.norm(p), "np.norm"),
+    "sum": (lambda p, g, s, c: p / p.sum(), r"uses \.sum of a value; .* declared: reductions, terms and ratios"),
+    "np.sum": (lambda p, g, s, c: p / np.sum(p), "np.sum; .* declared: reductions, terms and ratios"),
+    "np.linalg.norm": (lambda p, g, s, c: p / np.linalg.norm(p), "np.linalg.norm; .* declared: reductions"),
     "np.clip": (lambda p, g, s, c: np.clip(p, -1, 1), "np.clip"),
     "shape": (lambda p, g, s, c: p * p.shape[0], r"uses \.shape of a value"),
     "astype": (lambda p, g, s, c: p.astype("float64"), r"uses \.astype of a value"),
@@ -95,7 +97,7 @@ REFUSED_IN_UPDATE = {
     "out": (lambda p, g, s, c: np.add(p, g, out=p), "np.add with out=; operations are called plainly"),
     "where=": (lambda p, g, s, c: np.add(p, g, where=p > 0), "np.add with where="),
     "dtype=": (lambda p, g, s, c: np.add(p, g, dtype="float64"), "np.add with dtype="),
-    "reduce": (lambda p, g, s, c: np.add.reduce(p), r"np.add\.reduce"),
+    "reduce": (lambda p, g, s, c: np.add.reduce(p), r"np\.add\.reduce; .* declared: reductions"),
     "outer": (lambda p, g, s, c: np.multiply.outer(p, g), r"np.multiply\.outer"),
     "truth in arithmetic": (lambda p, g, s, c: p * (g > 0), "calculates with a truth value; choose .* with np.where"),
     "negated truth": (lambda p, g, s, c: -(g > 0), "calculates with a truth value"),
@@ -103,8 +105,8 @@ REFUSED_IN_UPDATE = {
     "truth as result": (lambda p, g, s, c: p > 0, "returns a truth value for p; it must return numbers"),
     "string as result": (lambda p, g, s, c: "p", "as a constant"),
     "where of one": (lambda p, g, s, c: np.where(p > 0), "np.where"),
-    "power of arrays": (lambda p, g, s, c: p**g, "np.power, .*multiply"),
-    "power of two": (lambda p, g, s, c: 2**p, "np.power, .*multiply"),
+    "power of arrays": (lambda p, g, s, c: p**g, r"uses \*\*, .*; multiply, as g"),
+    "power of two": (lambda p, g, s, c: 2**p, r"uses \*\*, .*; multiply, as g"),
     "power in update": (lambda p, g, s, c: p * power(c.lr, c.zero), "power.*scalars"),
     "power of p": (lambda p, g, s, c: power(p, 3), "power.*scalars"),
     "missing constant": (lambda p, g, s, c: p * c.missing, r"reads [cs]\.missing; [cs] has "),
@@ -118,6 +120,15 @@ def test_what_cannot_become_a_kernel_is_refused_with_a_cure(what):
     rule = rule_with(lambda p, g, s, c: (function(p, g, s, c), s.m))()
     with pytest.raises(TracingError, match=f"^Mine.update.*{words}"):
         trace(rule)
+
+
+def test_a_refusal_names_the_file_and_the_line_of_the_rule_that_did_it():
+    def inner(p):
+        return np.exp(p)
+
+    line = inner.__code__.co_firstlineno + 1
+    with pytest.raises(TracingError, match=rf" \(test_tracing\.py:{line}\)$"):
+        trace(rule_with(lambda p, g, s, c: (inner(p), s.m))())
 
 
 def test_a_rule_is_refused_when_the_optimizer_is_built():
@@ -206,7 +217,7 @@ def test_a_state_that_a_flag_removes_is_not_returned():
     ("function", "words"),
     [
         (lambda h, step, a: Values(x=np.exp(h.lr)), "np.exp"),
-        (lambda h, step, a: Values(x=h.betas[0] ** step), r"np.power, .*Use fusedopt.rules.power in scalars"),
+        (lambda h, step, a: Values(x=h.betas[0] ** step), r"uses \*\*, .* form; write power\(base, step\) of "),
         (lambda h, step, a: Values(x=math.sqrt(h.lr)), "turns a value into a Python number"),
         (lambda h, step, a: Values(x=1.0 if step == 1 else 0.0), "branches on a value"),
         (lambda h, step, a: Values(x=1.0 if h.lr else 0.0), "branches on a value"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fusedopt.cli.rule_named import OURS, add_options, given_options, rule_named
+from fusedopt.cli.rule_named import OURS, add_options, dashed, given_options, rule_named
 from fusedopt.testing import CHECKS, check_rule
 
 
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         "--results", nargs="+", metavar="STATE", default=(), help="states that nothing is computed from, as an average"
     )
     add_options(parser, cls, (name for name, field in cls.options().items() if field.init))
-    parser.parse_args(arguments.options, arguments)
+    parser.parse_args(dashed(arguments.options), arguments)
     report = check_rule(
         cls,
         results=arguments.results,

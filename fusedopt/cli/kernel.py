@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from fusedopt import rules
 from fusedopt.backends.device import kernel_texts
-from fusedopt.cli.rule_named import OURS, add_options, given_options, rule_named
+from fusedopt.cli.rule_named import OURS, add_options, dashed, given_options, rule_named
 from fusedopt.cuda_text import STORED, Variant, rule_text
 from fusedopt.tracing import trace
 
@@ -49,7 +49,7 @@ def _rule(cls: type[rules.Rule], arguments: argparse.Namespace) -> rules.Rule:
     )
     _add_output_options(parser)
     add_options(parser, cls, (name for name in cls.switches() if cls.options()[name].init))
-    return cls(**given_options(parser.parse_args(arguments.options, arguments)))
+    return cls(**given_options(parser.parse_args(dashed(arguments.options), arguments)))
 
 
 def kernel_text(rule: rules.Rule, dtype: str, full: bool) -> str:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from fusedopt import rules
 from fusedopt.rules.rule import is_flag
@@ -36,6 +36,8 @@ def rule_named(text: str) -> type[rules.Rule]:
         ImportError, OSError: The module or the file cannot be read.
     """
     place, colon, name = text.rpartition(":")
+    if text.endswith(".py"):
+        _name_rules_of(text)
     if not colon:
         place, name, known = "fusedopt.rules", text.lower(), _NAMED
     else:
@@ -54,6 +56,14 @@ def rule_named(text: str) -> type[rules.Rule]:
     raise ValueError(f"{place} has no rule {name!r}; {hint} One of your own is module:Class or path/to/file.py:Class.")
 
 
+def _name_rules_of(path: str) -> NoReturn:
+    """Raise ValueError for a file of which no class is named, with those that it has."""
+    own = [name for name, rule in _rules_in(_module(path)).items() if not rule.__module__.startswith("fusedopt.")]
+    if not own:
+        raise ValueError(f"{path} has no rule: no class derived from fusedopt.rules.Rule.")
+    raise ValueError(f"{path} is a file; name the class in it: {' or '.join(f'{path}:{name}' for name in own)}.")
+
+
 def _module(place: str) -> ModuleType:
     path = Path(place)
     sys.path.insert(0, str(path.parent.resolve()))  # as `python file.py` and `python -m module` do
@@ -64,8 +74,29 @@ def _module(place: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(_of_file(error, path)) from error
     return module
+
+
+def _of_file(error: Exception, path: Path) -> str:
+    """The message, with the line of the file that was being executed; with a cure where dataclasses have none."""
+    traceback, line = error.__traceback__, 0
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == str(path.resolve()):
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    cure = ": decorate a rule with @dataclass(frozen=True)" if "cannot inherit non-frozen" in str(error) else ""
+    return f"{error}{cure} ({path.name}:{line})"
+
+
+def dashed(words: Iterable[str]) -> list[str]:
+    """Options as `add_options` names them: `--weight_decay=0.1`, which is Python's name, as `--weight-decay=0.1`."""
+    options = [word.partition("=") if word.startswith("--") else (word, "", "") for word in words]
+    return [(name.replace("_", "-") if name.startswith("--") else name) + sign + value for name, sign, value in options]
 
 
 def add_options(parser: argparse.ArgumentParser, cls: type[rules.Rule], names: Iterable[str]) -> None:

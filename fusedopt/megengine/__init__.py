@@ -16,3 +16,23 @@ from fusedopt.megengine.optimizers import AdamW as AdamW
 from fusedopt.megengine.schedulers import LRScheduler as LRScheduler
 from fusedopt.megengine.schedulers import MultiStepLR as MultiStepLR
 from fusedopt.parameter import Parameter as Parameter
+
+__all__ = [
+    "LAMB",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "LRScheduler",
+    "MultiStepLR",
+    "Optimizer",
+    "Parameter",
+    "clip_grad_norm",
+    "clip_grad_value",
+    "required",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -40,3 +40,47 @@ from fusedopt.schedules.mindspore import natural_exp_decay_lr as natural_exp_dec
 from fusedopt.schedules.mindspore import piecewise_constant_lr as piecewise_constant_lr
 from fusedopt.schedules.mindspore import polynomial_decay_lr as polynomial_decay_lr
 from fusedopt.schedules.mindspore import warmup_lr as warmup_lr
+
+__all__ = [
+    "ASGD",
+    "FTRL",
+    "LARS",
+    "SGD",
+    "AdaFactor",
+    "AdaMax",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamOffload",
+    "AdamWeightDecay",
+    "Cell",
+    "CosineDecayLR",
+    "ExponentialDecayLR",
+    "InverseDecayLR",
+    "Lamb",
+    "LazyAdam",
+    "LearningRateSchedule",
+    "Momentum",
+    "NaturalExpDecayLR",
+    "Optimizer",
+    "Parameter",
+    "ParameterTuple",
+    "PolynomialDecayLR",
+    "ProximalAdagrad",
+    "RMSProp",
+    "Rprop",
+    "WarmUpLR",
+    "cosine_decay_lr",
+    "exponential_decay_lr",
+    "inverse_decay_lr",
+    "natural_exp_decay_lr",
+    "ops",
+    "piecewise_constant_lr",
+    "polynomial_decay_lr",
+    "trainable_params",
+    "warmup_lr",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -42,7 +42,8 @@ class Parameter(fusedopt.parameter.Parameter):
     """A `fusedopt.Parameter` that computes like its array, as MindSpore's do: `parameter * 0.9 + gradient`."""
 
     __slots__ = ()
-    __array_ufunc__ = None  # so that `array * parameter` is left to `__rmul__` here, by NumPy and by CuPy
+    # None, as NumPy's protocol has it: `array * parameter` is left to `__rmul__` here, by NumPy and by CuPy.
+    __array_ufunc__ = None  # type: ignore[assignment]  # the base has a method
 
     def __neg__(self) -> Any:
         return -self.data

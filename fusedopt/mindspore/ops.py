@@ -15,7 +15,7 @@ from fusedopt.layout import on_device_of
 from fusedopt.mindspore.arguments import ABOVE_ZERO, a_flag, a_number
 from fusedopt.mindspore.custom import value_of
 
-OWN = ("assign", "pow", "ApplyMomentum", "ApplyRMSProp", "ApplyCenteredRMSProp")
+__all__ = ["ApplyCenteredRMSProp", "ApplyMomentum", "ApplyRMSProp", "assign", "pow"]
 NUMPYS = {"select": "where", "mul": "multiply", "sub": "subtract", "div": "divide", "neg": "negative"}  # other names
 
 
@@ -23,8 +23,13 @@ def __getattr__(name: str) -> Any:
     numpys = NUMPYS.get(name.lower(), name.lower())
     cure = f"np.{numpys}" if hasattr(np, numpys) else "NumPy's operations"
     raise AttributeError(
-        f"fusedopt.mindspore.ops has {', '.join(OWN)}, and no {name!r}; take {cure}, on arrays and on parameter.data."
+        f"fusedopt.mindspore.ops has {', '.join(__all__)}, and no {name!r}; take {cure}, on arrays and on "
+        f"parameter.data."
     )
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def assign(variable: Any, value: Any) -> Any:

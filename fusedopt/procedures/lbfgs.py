@@ -145,6 +145,12 @@ class QuasiNewton(Optimizer):
         super().load_state_dict({**state_dict, "state": {}})
         self._history = history
 
+    def _copied_state(self) -> dict[str, Any]:
+        return QuasiNewton.state_dict(self)
+
+    def _take_copied(self, state: dict[str, Any]) -> None:
+        QuasiNewton.load_state_dict(self, state)
+
     def _vector(self, what: str, value: Any) -> Any:
         size, memory = sum(p.size for p in self._params), next(self.arenas()).memory
         if not isinstance(getattr(value, "dtype", None), np.dtype) or value.shape != (size,):

@@ -8,7 +8,7 @@ from typing import Any
 
 from fusedopt.backends import Backend, Plan, module_of
 from fusedopt.layout import Arena, ArenaSpan
-from fusedopt.optimizer import Optimizer
+from fusedopt.procedures.procedure import Procedure, SpanPlan
 from fusedopt.rules.muon import Muon
 from fusedopt.rules.rule import Rule
 
@@ -61,40 +61,21 @@ def step_matrix(parameter: Any, gradient: Any, momentum: Any, rule: Muon) -> Non
     momentum[...] = b.astype(momentum.dtype)
     x = (g + rule.momentum * (b - g) if rule.nesterov else b).astype(rule.ns_dtype or real)
     x = orthogonalized(x, rule).astype(real)
-    p = (1 - rule.lr * rule.weight_decay) * parameter.astype(real) - rule.adjusted_lr(parameter.shape) * x
-    parameter[...] = p.astype(parameter.dtype)
+    p, decay = parameter.astype(real), rule.lr * rule.weight_decay
+    p = p - decay * p if decay else p  # below 3e-8, 1 - decay would be 1 in float32
+    parameter[...] = (p - rule.adjusted_lr(parameter.shape) * x).astype(parameter.dtype)
 
 
-class MatrixPlan:
-    """The matrices of some spans."""
-
-    def __init__(self, spans: Sequence[ArenaSpan]) -> None:
-        self._spans = spans
-
-    def refresh(self) -> None:
-        """Nothing to do: rules are read at every step."""
-
-    def move(self, addresses: Sequence[int]) -> None:
-        # Of tensors, which are not in arenas.
-        raise NotImplementedError
-
-    def step(self, grad_scale: Any, found_inf: Any, write_back: bool = False) -> None:
-        """Update every matrix once; the optimizer has refused scales."""
-        for span in self._spans:
-            arena = span.arena
-            assert isinstance(arena.group.rule, Muon)
-            with arena.memory.here():
-                self._step(arena, arena.group.rule, range(span.first, span.last + 1))
-
-    def _step(self, arena: Arena, rule: Muon, indices: range) -> None:
-        momentum = arena.state("momentum_buffer")
-        for index in indices:
-            p, g, b = (arena.view(buffer, index) for buffer in (arena.data, arena.gradients, momentum))
-            step_matrix(p, g, b, rule)
-        arena.counters[indices.start : indices.stop, 0] += 1  # the age of the momentum
+def _step_some(arena: Arena, indices: range) -> None:
+    momentum, rule = arena.state("momentum_buffer"), arena.group.rule
+    assert isinstance(rule, Muon)
+    for index in indices:
+        p, g, b = (arena.view(buffer, index) for buffer in (arena.data, arena.gradients, momentum))
+        step_matrix(p, g, b, rule)
+    arena.counters[indices.start : indices.stop, 0] += 1  # the age of the momentum
 
 
-class Orthogonalizing(Optimizer):
+class Orthogonalizing(Procedure):
     """The base of Muon over NumPy and CuPy arrays."""
 
     def _variant(self, rule: Rule) -> None:
@@ -103,12 +84,5 @@ class Orthogonalizing(Optimizer):
                 "Muon: ns_dtype='bfloat16' is for torch tensors: NumPy has no such products; leave it out."
             )
 
-    def _update(self, grad_scale: Any, found_inf: Any) -> None:
-        if grad_scale is not None or found_inf is not None:
-            raise RuntimeError(
-                "Muon has no launch, which grad_scale and found_inf are for; it ignores scale by itself."
-            )
-        super()._update(grad_scale, found_inf)
-
     def _plan(self, backend: Backend, spans: Sequence[ArenaSpan]) -> Plan:
-        return MatrixPlan(spans)
+        return SpanPlan(spans, _step_some)

@@ -1,6 +1,7 @@
 """Update rules, one file each, and what a rule of one's own is made of."""
 
 from fusedopt.rules.adadelta import Adadelta as Adadelta
+from fusedopt.rules.adafactor import Adafactor as Adafactor
 from fusedopt.rules.adagrad import Adagrad as Adagrad
 from fusedopt.rules.adam import Adam as Adam
 from fusedopt.rules.adam import AdamW as AdamW

@@ -31,7 +31,7 @@ def real_power(base: Any, exponent: Any) -> Any:
 
     Its relative error grows with |exponent log2(base)|, by a unit in the last place for each.
     """
-    return exp2(exponent * log2(base))
+    return np.where(exponent != 0, exp2(exponent * log2(base)), 1.0)  # 0 times the logarithm of 0 is NaN
 
 
 def log2(x: Any) -> Any:

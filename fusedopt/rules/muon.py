@@ -29,7 +29,7 @@ class Muon(Procedure):
     momentum: float = hyperparameter(0.95, "[0, inf)", "decay of the momentum")
     nesterov: bool = hyperparameter(True, doc="look ahead along the momentum")
     ns_coefficients: tuple[float, float, float] = hyperparameter(
-        (3.4445, -4.775, 2.0315), doc="of the polynomial that Newton-Schulz iterates"
+        (3.4445, -4.775, 2.0315), "(-inf, inf)", "of the polynomial that Newton-Schulz iterates"
     )
     eps: float = hyperparameter(1e-7, "[0, inf)", "the least that a matrix is divided by")
     ns_steps: int = hyperparameter(5, "[0, 100)", "iterations", whole=True)

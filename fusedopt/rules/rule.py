@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import inspect
 import math
 import numbers
 import re
@@ -41,7 +42,9 @@ class Interval:
     def __init__(self, text: str) -> None:
         parts = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])", text)
         if parts is None:
-            raise ValueError(f"the range of a hyperparameter is written like '[0, 1)', got {text!r}.")
+            raise ValueError(
+                f"a range is written like '[0, 1)', with infinity as '[0, inf)' or '(-inf, inf)', got {text!r}."
+            )
         self.text, self.low, self.high = text, float(parts[2]), float(parts[3])
         self._from_low, self._to_high = parts[1] == "[", parts[4] == "]"
 
@@ -67,7 +70,7 @@ def hyperparameter(
 
     Args:
         default: A float, a tuple of floats, or a bool. A bool is a flag, and each of its values is a kernel variant.
-            With `choices`, one of these.
+            With `choices`, one of these. None among a tuple's floats: it may be None, for procedures alone.
         interval: The allowed range of a number (of each one in a tuple), such as `"[0, inf)"`; a tuple of ranges, one
             for each number of a tuple. A flag has none: its second argument is `doc`.
         doc: What it is, for `help()` and the documentation.
@@ -80,8 +83,13 @@ def hyperparameter(
     """
     if isinstance(default, bool) and isinstance(interval, str) and interval:
         interval, doc = "", doc or interval
+    intervals: Any
+    try:
+        intervals = _intervals(default, interval)
+    except ValueError as error:  # `Rule.__init_subclass__` raises it, where the rule and the name are known
+        intervals = error
     metadata = {
-        "interval": _intervals(default, interval),
+        "interval": intervals,
         "doc": doc,
         "switch": switch,
         "common": common,
@@ -127,20 +135,26 @@ ELSEWHERE = {"learning_rate": "lr", "beta1": "betas", "beta2": "betas", "epsilon
 class Rule:
     """Base class of update rules. A subclass is a frozen dataclass whose fields are `hyperparameter(...)`.
 
-    A rule is written once, in NumPy, and is the reference, the CPU path and the CUDA kernel. Its two methods are pure:
+    A rule is written once, in NumPy, and is the reference, the CPU path and the CUDA kernel. What one writes is
+    told here; all other methods and properties are what the library asks of a rule. Two are needed, and are pure:
 
     - `scalars(step, a)` computes, in float64, what depends on hyperparameters (`self.lr`, ...), the number of this
       update (`step`, 1.0 at the first) and scalar state (`a.name`) alone. It returns `Values(name=...)`; a value named
-      like a scalar state is that state's new value. It may use + - * /, comparisons, `np.sqrt`, `np.where`, `power`.
+      like a scalar state is that state's new value. It may use + - * /, comparisons, `np.sqrt`, `np.where`, and
+      `power`, `real_power`, `exp2`, `log2`, `larger`, `smaller` and `sign` of `fusedopt.rules`.
     - `update(p, g, s, c)` takes parameter, gradient, states (`s.name`) and the scalars (`c.name`), and returns the new
-      parameter and `Values(state=...)`. It uses NumPy operations on whole arrays, never writes in place, and branches
-      on flags and switches alone (`if self.amsgrad:`).
+      parameter and `Values(state=...)`. It uses the same operations but `power`, on whole arrays, never writes in
+      place, and branches on flags and switches alone (`if self.amsgrad:`).
 
     A rule with `reductions` has two more, also pure, and takes two launches a step:
 
     - `terms(p, g, s, c)` takes what `update` takes, and returns `Values(name=elements)` for each reduction.
     - `ratios(r, c)` computes, in float64, further values of `c` for `update` from the sums of these elements over the
       whole tensor (`r.name`), hyperparameters, and what `scalars` returned.
+
+    Some rules have these too: `check()` raises ValueError where hyperparameters do not fit together,
+    `check_shape(described, shape)` where a parameter cannot be trained; `coupled_decay` names the decay that `update`
+    adds to the gradient, for `grad_centralization`.
 
     Class attributes:
         state: Names of the state arrays, or `State(name, when=flag)`, in the order in which they are kept.
@@ -238,6 +252,10 @@ class Rule:
 
     def check_shape(self, described: str, shape: tuple[int, ...]) -> None:
         """Raise ValueError where the rule cannot train a parameter of this shape, which messages call `described`."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        _check_hyperparameters(cls)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -427,6 +445,20 @@ def check_declaration(rule: Any) -> None:
         raise TypeError(f"rule {rule.__name__}: state must be a tuple of names, as ({rule.state!r},).")
 
 
+def _check_hyperparameters(rule: type[Rule]) -> None:
+    """Raise, with the names, for a hyperparameter that dataclasses would not see, or whose range cannot be read."""
+    for name, field in vars(rule).items():
+        if isinstance(field, dataclasses.Field):
+            if name not in inspect.get_annotations(rule):
+                kind = type(field.default).__name__
+                raise TypeError(
+                    f"rule {rule.__name__}: {name} must have its type, which makes it a field; write {name}: {kind} = "
+                    f"hyperparameter({field.default!r}, ...)."
+                )
+            if isinstance(problem := field.metadata.get("interval"), ValueError):
+                raise ValueError(f"rule {rule.__name__}: {name}: {problem}")
+
+
 def is_flag(field: dataclasses.Field[Any]) -> bool:
     """Whether an option is no number: True or False, or one of some choices."""
     return isinstance(field.default, bool) or bool(field.metadata["choices"])
@@ -453,7 +485,7 @@ def _numbers(cls: type[Rule], value_of: Callable[[str], Any]) -> Iterator[tuple[
 
 
 def _checked(rule: str, field: dataclasses.Field[Any], value: Any) -> Any:
-    """The value as bool, float or tuple of floats, or an error that names it."""
+    """The value as bool, float or tuple of floats, each None where that is its default, or an error that names it."""
     default, choices = field.default, field.metadata["choices"]
     if choices:
         if not any(value is choice or value == choice for choice in choices):
@@ -476,8 +508,8 @@ def _checked(rule: str, field: dataclasses.Field[Any], value: Any) -> Any:
         raise ValueError(f"{rule}: {field.name} must be {len(default)} numbers such as {default}, got {value!r}.")
     intervals = field.metadata["interval"] or (None,) * len(default)
     return tuple(
-        _checked_number(f"{rule}: {field.name}[{i}]", interval, item)
-        for i, (item, interval) in enumerate(zip(items, intervals, strict=True))
+        None if item is None and usual is None else _checked_number(f"{rule}: {field.name}[{i}]", interval, item)
+        for i, (item, usual, interval) in enumerate(zip(items, default, intervals, strict=True))
     )
 
 
@@ -486,7 +518,8 @@ def _checked_number(what: str, interval: Interval | None, value: Any) -> float:
     if zero_dimensional:
         value = value.item()
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{what} must be a number, got {value!r} ({type(value).__name__}).")
+        cure = "; a function of the step is called first, from step 0: schedule(step - 1)" if callable(value) else ""
+        raise TypeError(f"{what} must be a number, got {value!r} ({type(value).__name__}){cure}.")
     number = float(value)
     if math.isnan(number) or (interval is not None and number not in interval):
         raise ValueError(f"{what} must be in {interval.text if interval else '(-inf, inf)'}, got {number}.")

@@ -64,6 +64,7 @@ class LazyAdam(SparseAdam):
     nesterov: bool = hyperparameter(False, doc="look ahead along the first moment", kw_only=True)
 
     procedure: ClassVar[bool] = False
+    coupled_decay = "decay"
 
     def scalars(self, step: Any, a: Any) -> Values:
         scalars = super().scalars(step, a)

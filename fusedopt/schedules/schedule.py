@@ -6,6 +6,7 @@ import dataclasses
 import math
 import numbers
 import reprlib
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -131,6 +132,9 @@ class Lambda(Schedule):
         return self.base * self.function(step)
 
 
+_EXTENDING = threading.RLock()
+
+
 @dataclasses.dataclass(frozen=True)
 class Multiplicative(Schedule):
     """`base * function(1) * ... * function(step)`. Source: `torch.optim.lr_scheduler.MultiplicativeLR`.
@@ -143,10 +147,12 @@ class Multiplicative(Schedule):
     _products: list[float] = dataclasses.field(init=False, repr=False, compare=False, default_factory=list)
 
     def value(self, step: int) -> float:
-        products = self._products or [self.base]
-        for number in range(len(products), step + 1):
-            products.append(products[-1] * self.function(number))
-        object.__setattr__(self, "_products", products)
+        products = self._products
+        with _EXTENDING:  # optimizers of several threads may share it
+            if not products:
+                products.append(self.base)
+            for number in range(len(products), step + 1):
+                products.append(products[-1] * self.function(number))
         return products[step]
 
 

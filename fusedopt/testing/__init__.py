@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from fusedopt.rules.place import place_in
 from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.single_step import state_names
-from fusedopt.testing import machines, mathematics, whole_optimizers
+from fusedopt.testing import dependence, machines, mathematics, whole_optimizers
 from fusedopt.testing.report import FAILED, NOTED, PASSED, SKIPPED, Check, Failure, Note, Report, Skip
 from fusedopt.testing.subject import Subject, shown
 from fusedopt.tracing import TracingError
@@ -22,10 +23,13 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "declaration": mathematics.declaration,
     "tracing": mathematics.tracing,
     "dtype": mathematics.dtype,
-    "states": mathematics.states,
-    "hyperparameters": mathematics.hyperparameters,
+    "states": dependence.states,
+    "hyperparameters": dependence.hyperparameters,
     "precision": mathematics.precision,
+    "descends": mathematics.descends,
+    "maximize": mathematics.maximize,
     "elements": mathematics.elements,
+    "zero gradient": mathematics.zero_gradient,
     "nan": mathematics.nan,
     "infinity": mathematics.infinity,
     "numpy bits": machines.numpy_bits,
@@ -50,6 +54,9 @@ def check_rule(
     **options: Any,
 ) -> Report:
     """Check a rule of one's own; `print(check_rule(MyRule))` shows what was seen.
+
+    It cannot know whether the formula is the one that was meant: compare some steps with the paper's, or with another
+    library's.
 
     Args:
         rule: A class derived from `fusedopt.rules.Rule`, or an optimizer class, which stands for its rule.
@@ -80,11 +87,20 @@ def check_rule(
             checks.append(_outcome(name, check, subject))
         broken = name if name in FIRST and checks[-1].outcome == FAILED else broken
     title = getattr(rule, "__name__", repr(rule)) if broken else shown(subject.telling)
-    report = Report(title, tuple(checks))
+    report = Report(title, tuple(checks), "" if broken else _chosen(subject))
     if raise_on_failure and report.failures:
         first = report.failures[0]
         raise AssertionError(f"{title} fails the check {first.name!r}: {first.detail}")
     return report
+
+
+def _chosen(subject: Subject) -> str:
+    """Which values of the title nobody has given."""
+    base, telling = subject.base, subject.telling
+    chosen = [name for name in base.options() if getattr(base, name) != getattr(telling, name)]
+    if not chosen:
+        return ""
+    return f"({' and '.join(chosen)}: 0 where nobody gives it, which would hide a term; checked with another value.)"
 
 
 def _check_call(rule: Any, results: Collection[str], without: Collection[str], options: Mapping[str, Any]) -> None:
@@ -120,7 +136,8 @@ def _outcome(name: str, check: Callable[[Subject], str], subject: Subject) -> Ch
         return Check(name, NOTED, str(note))
     except Failure as failure:
         return Check(name, FAILED, str(failure))
+    except TracingError as error:
+        return Check(name, FAILED, str(error))
     except Exception as error:  # a rule fails as it likes; which check it was, is half of the story
-        return Check(
-            name, FAILED, str(error) if isinstance(error, TracingError) else f"{type(error).__name__}: {error}"
-        )
+        place = place_in(subject.rule, error.__traceback__)
+        return Check(name, FAILED, f"{type(error).__name__}: {error}" + (f" ({place})" if place else ""))

@@ -42,7 +42,8 @@ def cuda_bits(subject: Subject) -> str:
     """The kernel, with each flag once."""
     problem = cuda.problem()
     if problem is not None:
-        raise Skip(problem)
+        why, _, _ = problem.partition(";")
+        raise Skip(f"{why}. Without a GPU nothing has to be done; with one, `python -m fusedopt doctor` has the cure")
     return _on("CUDA", _current_gpu(), subject)
 
 
@@ -81,5 +82,5 @@ def cost(subject: Subject) -> str:
     kept, launches = 4 * len(subject.traced.states), 1 + len(subject.traced.stages)
     return (
         f"{moved.bytes()} bytes a float32 parameter: reads {', '.join(moved.read)}; writes {', '.join(moved.written)}; "
-        f"keeps {kept}; {launches} launch{'es' if launches > 1 else ''}"
+        f"keeps {kept} beside p and g; {launches} launch{'es' if launches > 1 else ''}"
     )

@@ -1,11 +1,12 @@
-"""Checks of a rule as a plain function: what depends on what, how it rounds, and what becomes of odd gradients.
+"""Checks of a rule as a plain function: how it rounds, where it goes, and what becomes of odd gradients.
 
-Each check takes the subject, returns what it has seen, and raises `Failure`, `Note` or `Skip`.
+What depends on what is in `dependence`. Each check takes the subject, returns what it has seen, and raises `Failure` or
+`Note`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from fusedopt.rules.rule import Rule, check_declaration, is_flag
 from fusedopt.testing.report import Failure, Note
 from fusedopt.testing.runs import Plain
-from fusedopt.testing.subject import Array, Subject, differ, ordinary, shown, unequal
+from fusedopt.testing.subject import Array, Subject, changed, differ, ordinary, shown, unequal
 from fusedopt.tracing import trace
 
 SIZE = 200  # elements: enough that a share of 1 % is some of them
@@ -56,117 +57,103 @@ def begun(rule: Rule, steps: int = 2, dtype: str = "float64") -> Plain:
     return Plain(rule, ordinary(SIZE, dtype, 0)).after(gradients(steps, dtype))
 
 
-def states(subject: Subject) -> str:
-    """Each state changes, and the parameter depends on it."""
-    names = [*(state.name for state in subject.rule.all_states()), *subject.rule.scalar_state]
-    wrong = [f"state {name!r} of {subject.rule.__name__} {what}" for name in names if (what := _idle(subject, name))]
-    if wrong:
-        raise Failure(" ".join(wrong))
-    return ", ".join(names) + ": each counts" if names else "there are none"
-
-
-def _idle(subject: Subject, name: str) -> str | None:
-    """What is wrong with a state that nobody needs; None if somebody does."""
-    rules = [*subject.variants, *subject.combinations]
-    keeping = [rule for rule in rules if name in rule.kept_states or name in rule.scalar_state]
-    if not keeping:
-        return "is kept with no flags that were tried; correct its `when`."
-    some = subject.with_other_numbers(keeping[0])  # where a number keeps it at rest
-    if not any(_changes(rule, name) for rule in (*keeping, *some)):
-        where = "scalars" if name in subject.rule.scalar_state else "update"
-        return f"never changes: {where} returns it as it was; return its new value."
-    shown_by = ("p", *subject.results)
-    if name in subject.results or any(_counts(rule, name, shown_by) for rule in (*keeping, *some)):
-        return None
-    return (
-        f"changes nothing: the parameter does not depend on it; use it in update, or remove it. If it is a result, "
-        f"such as an average of the parameters, give results=({name!r},)."
-    )
-
-
-def _changes(rule: Rule, name: str) -> bool:
-    start = Plain(rule, ordinary(SIZE, "float64", 0))
-    values = [start.after(gradients(steps)).values[name] for steps in (0, 1, MANY_STEPS)]
-    return differ(values[0], values[1]) or differ(values[1], values[2])
-
-
-def _counts(rule: Rule, name: str, shown_by: Iterable[str]) -> bool:
-    """Whether another value of a state gives another parameter, or another result, within some steps."""
-    before = begun(rule)
-    other = before.after([])
-    if name in other.states:
-        other.states[name] = 0.5 * other.states[name] + 0.1
-    else:
-        other.scalar_state[name] = np.float64(0.5 * other.scalar_state[name] + 0.1)
-    for gradient in gradients(MANY_STEPS, seed=30):
-        before.update(gradient)
-        other.update(gradient)
-        if any(differ(before.values[key], other.values[key]) for key in shown_by if key in before.values):
-            return True
-    return False
-
-
-def hyperparameters(subject: Subject) -> str:
-    """Another value of each option gives another parameter or another state."""
-    options, own = subject.rule.options(), subject.own()
-    # The last: what counts only where another number is zero, as LAMB's always_adapt without weight decay.
-    rules = list(dict.fromkeys((*subject.variants, subject.base, *subject.with_other_numbers(subject.base))))
-    idle = [name for name in own if not any(_matters(subject, rule, name) for rule in rules)]
-    if idle:
-        where = {name: "scalars or update" if is_flag(options[name]) else "scalars" for name in idle}
-        kinds = {name: "flag" if is_flag(options[name]) else "hyperparameter" for name in idle}
-        raise Failure(
-            " ".join(
-                f"{kinds[name]} {name!r} of {subject.rule.__name__} changes nothing in {MANY_STEPS} steps, whatever "
-                f"its value; use self.{name} in {where[name]}, or remove it."
-                for name in idle
-            )
-        )
-    return ", ".join(own) + ": each counts" if own else "there are none"
-
-
-def _matters(subject: Subject, rule: Rule, name: str) -> bool:
-    before = _everything(rule)
-    return any(_differs(before, _everything(other)) for other in subject.others(rule, name))
-
-
-def _everything(rule: Rule) -> list[dict[str, Any]]:
-    """All values after each of some steps."""
-    plain = Plain(rule, ordinary(SIZE, "float64", 0))
-    return [(plain := plain.after([gradient])).values for gradient in gradients(MANY_STEPS)]
-
-
-def _differs(left: Iterable[dict[str, Any]], right: Iterable[dict[str, Any]]) -> bool:
-    return any(a.keys() != b.keys() or any(differ(a[n], b[n]) for n in a) for a, b in zip(left, right, strict=True))
-
-
 def precision(subject: Subject) -> str:
-    """float32 follows float64, in units in the last place of what a step works with."""
+    """float32 follows float64 in parameter and states, in units in the last place of what a step works with."""
     worst = 0.0
     for rule in subject.variants:
-        wide = Plain(rule, ordinary(SIZE, "float32", 0).astype("float64"))
-        narrow = Plain(rule, ordinary(SIZE, "float32", 0))
-        largest = np.abs(wide.parameter)
-        for gradient in gradients(STEPS, "float32"):
-            before = wide.parameter
-            wide.update(gradient.astype("float64"))
-            narrow.update(gradient)
-            largest = np.maximum(largest, np.maximum(np.abs(wide.parameter), np.abs(wide.parameter - before)))
-        if not np.isfinite(wide.parameter).all() or not np.isfinite(narrow.parameter).all():
-            kind = "float32" if np.isfinite(wide.parameter).all() else "float64"
-            raise Failure(
-                f"{shown(rule)} makes infinity or NaN of ordinary numbers in {kind} within {STEPS} steps: look for a "
-                f"division by zero, the root of a negative number, or a constant that {kind} cannot hold."
-            )
-        error = np.abs(narrow.parameter - wide.parameter) / np.spacing(largest.astype("float32"))
-        worst = max(worst, float(np.percentile(error, 99)))  # a sign of next to nothing may turn in a few
-        if worst > ULPS_A_STEP * STEPS:
-            raise Failure(
-                f"{shown(rule)} in float32 is {worst:.0f} units in the last place from float64 after {STEPS} steps, "
-                f"allowed are {ULPS_A_STEP * STEPS}: move what cancels (1 - x) or is tiny into scalars, which are "
-                f"float64."
-            )
+        for name, error in _errors(rule).items():
+            worst = max(worst, error)
+            if error > ULPS_A_STEP * STEPS:
+                what = "" if name == "p" else f"{name!r} of "
+                raise Failure(
+                    f"{what}{shown(rule)} in float32 is {error:.0f} units in the last place from float64 after {STEPS} "
+                    f"steps, allowed are {ULPS_A_STEP * STEPS}: move what cancels (1 - x) or is tiny into scalars, "
+                    f"which are float64."
+                )
     return f"after {STEPS} steps float32 is within {worst:.1f} units in the last place of float64"
+
+
+def _errors(rule: Rule) -> dict[str, float]:
+    """Of the parameter and of each state: how far float32 is from float64, in units in the last place."""
+    wide = Plain(rule, ordinary(SIZE, "float32", 0).astype("float64"))
+    narrow = Plain(rule, ordinary(SIZE, "float32", 0))
+    names = ("p", *rule.kept_states)
+    largest = {name: np.abs(wide.values[name]) for name in names}
+    for gradient in gradients(STEPS, "float32"):
+        before = wide.values
+        wide.update(gradient.astype("float64"))
+        narrow.update(gradient)
+        for name in names:
+            now = wide.values[name]
+            largest[name] = np.maximum(largest[name], np.maximum(np.abs(now), np.abs(now - before[name])))
+    if not np.isfinite(wide.parameter).all() or not np.isfinite(narrow.parameter).all():
+        kind = "float32" if np.isfinite(wide.parameter).all() else "float64"
+        raise Failure(
+            f"{shown(rule)} makes infinity or NaN of ordinary numbers in {kind} within {STEPS} steps: look for a "
+            f"division by zero, the root of a negative number, or a constant that {kind} cannot hold."
+        )
+    # Of a state, units of its largest element: FTRL's `linear` is a difference of numbers 1,000 times as large.
+    units = {name: values if name == "p" else values.max() for name, values in largest.items()}
+    return {name: _apart(narrow.values[name], wide.values[name], units[name]) for name in names}
+
+
+def _apart(narrow: Array, wide: Array, size: Any) -> float:
+    """The 99th percentile, as a sign of next to nothing may turn in a few; what both call infinite is equal."""
+    with np.errstate(all="ignore"):
+        error = np.where(narrow == wide, 0.0, np.abs(narrow - wide)) / np.spacing(size.astype("float32"))
+    return float(np.percentile(np.nan_to_num(error, nan=0.0, posinf=np.inf), 99))
+
+
+def descends(subject: Subject) -> str:
+    """Steps along the gradient of |p|^2 / 2, which is p itself, lower |p|; with `maximize` they raise it."""
+    rule = _moving(subject)
+    ways: dict[str, dict[str, Any]] = {"smaller": {}}
+    if "maximize" in subject.switches(shared=False):
+        ways = {"smaller": {"maximize": False}, "larger": {"maximize": True}}
+    for way, option in ways.items():
+        turned = dataclasses.replace(rule, **option)
+        before, after = _sizes(turned)
+        if not (after > before if way == "larger" else after < before):
+            raise Failure(
+                f"{shown(turned)} goes the wrong way: {MANY_STEPS - 1} steps along the gradient of |p|^2 / 2 take |p| "
+                f"from {before:.6g} to {after:.6g}, and it should get {way}. Look for a wrong sign: p - lr * d "
+                f"descends. If the steps are too long, check with a smaller lr; if it is meant, leave the check out: "
+                f"without=('descends',)."
+            )
+    return f"|p|^2 / 2 gets smaller{', and larger with maximize' if len(ways) > 1 else ''}"
+
+
+def _moving(subject: Subject) -> Rule:
+    """The rule with its defaults; where these keep the parameter at rest, as lr=0 does, with other numbers."""
+    before, after = _sizes(subject.base)
+    return subject.telling if before == after else subject.base
+
+
+def _sizes(rule: Rule) -> tuple[float, float]:
+    """|p| after the first and after the last of some steps whose gradient is p; FTRL's first forgets where p began."""
+    plain = Plain(rule, ordinary(SIZE, "float64", 0))
+    sizes = []
+    for _ in range(MANY_STEPS):
+        plain.update(plain.parameter)
+        sizes.append(float(np.linalg.norm(plain.parameter)))
+    return sizes[0], sizes[-1]
+
+
+def maximize(subject: Subject) -> str:
+    """`maximize` is the negative gradient: the parameter has the same values."""
+    if "maximize" not in subject.switches(shared=False):
+        return "there is none"
+    for rule in subject.combinations:
+        up, down = changed(rule, {"maximize": True}), changed(rule, {"maximize": False})
+        if up is None or down is None:
+            continue
+        start, some = ordinary(SIZE, "float32", 0), gradients(STEPS, "float32")
+        if differ(Plain(up, start).after(some).parameter, Plain(down, start).after([-g for g in some]).parameter):
+            raise Failure(
+                f"{shown(up)} takes other steps than with maximize=False and the negative gradient: negate g first, "
+                f"wherever it is used, as g = -g if self.maximize else g."
+            )
+    return "the same as the negative gradient without it, to the bit"
 
 
 def elements(subject: Subject) -> str:
@@ -182,6 +169,29 @@ def elements(subject: Subject) -> str:
             if unequal(found[name], expected[name])[len(odd) :].any():
                 raise Failure(f"{shown(rule)}: an odd gradient of some elements changes {name} of others.")
     return "zero, infinite and NaN gradients change their own elements alone"
+
+
+def zero_gradient(subject: Subject) -> str:
+    """Where the first gradient is zero, the parameter stays finite; where the caller's numbers are why not, a note."""
+    options = subject.rule.options()
+    defaults = {name: options[name].default for name in subject.options if not is_flag(options[name])}
+    for rule in dict.fromkeys((subject.base, *subject.variants)):  # decay, which `telling` adds, may hide it
+        if not _rests(rule):
+            what = f"{shown(rule)} makes NaN or infinity of a parameter whose first gradient is zero"
+            right = changed(rule, defaults)
+            if right is not None and _rests(right):
+                raise Note(f"{what}; {shown(right)} does not.")
+            raise Failure(
+                f"{what}, as that of a word which the batch has not: look for 0 / 0. Add to what divides, as "
+                f"np.sqrt(v) + c.eps, or choose with np.where(v > 0, g / np.sqrt(v), 0.0)."
+            )
+    return "a zero gradient at the first step leaves the parameter finite"
+
+
+def _rests(rule: Rule) -> bool:
+    """Whether the parameter is finite after a zero gradient."""
+    after = Plain(rule, ordinary(SIZE, "float32", 0)).after([np.zeros(SIZE, "float32")])
+    return bool(np.isfinite(after.parameter).all())
 
 
 def nan(subject: Subject) -> str:

@@ -6,12 +6,12 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from fusedopt.rules.rule import Rule, is_flag
+from fusedopt.rules.rule import Interval, Rule, is_flag
 from fusedopt.tracing import Traced, trace
 
 Array = np.ndarray[Any, Any]
@@ -61,19 +61,26 @@ class Subject:
         options = self.rule.options()
         return [name for name in self.rule.switches() if options[name].init and (name in SHARED) == shared]
 
-    def others(self, rule: Rule, name: str) -> Iterator[Rule]:
-        """The rule with other values for one option, as far as it takes them."""
+    def places(self, name: str) -> Iterable[int | None]:
+        """Of an option that is a tuple, each place in it; of another, None."""
+        value = getattr(self.base, name)
+        return range(len(value)) if isinstance(value, tuple) else (None,)
+
+    def others(self, rule: Rule, name: str, place: int | None = None) -> Iterator[Rule]:
+        """The rule with other values for one option, or one place in it, as far as it takes them."""
         field, value = self.rule.options()[name], getattr(rule, name)
+        interval = field.metadata["interval"]
         if field.metadata["choices"]:
             values = [choice for choice in field.metadata["choices"] if choice != value]
         elif is_flag(field):
             values = [not value]
         elif isinstance(value, tuple):
-            places = range(len(value))
-            values = [(*value[:i], c, *value[i + 1 :]) for c in CANDIDATES for i in places if c != value[i]]
+            places = range(len(value)) if place is None else (place,)
+            ranges = interval or (None,) * len(value)
+            values = [(*value[:i], c, *value[i + 1 :]) for i in places for c in _tried(value[i], ranges[i])]
         else:
-            values = [candidate for candidate in CANDIDATES if candidate != value]
-        yield from filter(None, (_changed(rule, {name: value}) for value in values))
+            values = _tried(value, interval)
+        yield from filter(None, (changed(rule, {name: value}) for value in values))
 
     @functools.cached_property
     def combinations(self) -> list[Rule]:
@@ -93,7 +100,7 @@ class Subject:
         places = itertools.product(*(range(len(values)) for values in settings))
         few_first = sorted(itertools.islice(places, 4096), key=lambda place: sum(map(bool, place)))
         changes = ({n: values[i] for n, values, i in zip(names, settings, place)} for place in few_first)
-        return list(itertools.islice(filter(None, (_changed(start, some) for some in changes)), MOST_COMBINATIONS))
+        return list(itertools.islice(filter(None, (changed(start, some) for some in changes)), MOST_COMBINATIONS))
 
     def with_other_numbers(self, rule: Rule) -> Iterator[Rule]:
         """The rule with another value of each of its own numbers in turn."""
@@ -133,7 +140,15 @@ def _other(rule: Rule, than: Rule, name: str) -> bool:
     return bool(here != there)
 
 
-def _changed(rule: Rule, options: Options) -> Rule | None:
+def _tried(value: float, interval: Interval | None) -> list[float]:
+    """Other values for a number: some that most ranges have, then some by its range and by itself, for narrow ones."""
+    low, high = (interval.low, interval.high) if interval else (-math.inf, math.inf)
+    near = ((low + high) / 2, value * 2, value / 2, value + (high - value) / 2)
+    return [other for other in dict.fromkeys((*CANDIDATES, *near)) if other != value and math.isfinite(other)]
+
+
+def changed(rule: Rule, options: Options) -> Rule | None:
+    """The rule with other values; None where it does not take them."""
     try:
         return dataclasses.replace(rule, **options)
     except ValueError:  # out of range, or not together with the others

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import itertools
 import pickle
 import tempfile
 import types
@@ -154,10 +155,14 @@ def schedule(subject: Subject) -> str:
     if "lr" not in subject.rule.options():
         raise Skip("the rule has no lr")
     lr = subject.telling.lr  # type: ignore[attr-defined]  # just asked for
-    scheduled = _optimizer(subject.telling, lr=lambda step: lr / (1 + step))
+    if isinstance(lr, tuple):
+        raise Skip("lr is no single number")
+    others = (rule.lr for rule in subject.others(subject.telling, "lr"))  # type: ignore[attr-defined]  # as above
+    rates = [lr, *itertools.islice(others, 2), lr][:3]
+    scheduled = _optimizer(subject.telling, lr=lambda step: rates[step % len(rates)])
     expected = _optimizer(subject.telling)
     for step in range(3):
-        expected.param_groups[0]["lr"] = lr / (1 + step)
+        expected.param_groups[0]["lr"] = rates[step % len(rates)]
         _step(expected, 10 * step)
         _step(scheduled, 10 * step)
     _same(scheduled, expected, f"{shown(subject.telling)} with lr as a function of the step")

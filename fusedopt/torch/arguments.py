@@ -22,7 +22,7 @@ def signature(rule: type[Rule]) -> inspect.Signature:
     theirs = dict(inspect.signature(cls).parameters) if cls is not None else {}
     by_name = {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=FLAGS[name]) for name in FLAGS}
     flags = {name: flag for name, flag in by_name.items() if cls is None or name in theirs}
-    known = own if rule.procedure else own | flags
+    known = own if rule.procedure and cls is None else own | flags
     parameters = [known.pop(name).replace(kind=there.kind) for name, there in theirs.items() if name in known]
     others = known.values() if cls is None else [p.replace(kind=p.KEYWORD_ONLY) for p in known.values()]
     last = [inspect.Parameter("write_back_gradients", inspect.Parameter.KEYWORD_ONLY, default=True)]
@@ -43,10 +43,10 @@ def docstring(rule: type[Rule], flags: Sequence[str]) -> str:
         "    params: As torch.optim takes them.",
         *own,
     ]
+    lines += [f"    {accepted}: Accepted, and of no effect: there is one algorithm."] if accepted else []
     if rule.procedure:
         return "\n".join(lines)
     lines += [
-        f"    {accepted}: Accepted, and of no effect: there is one algorithm.",
         "    differentiable: Accepted where False: a fused step cannot be differentiated through.",
         "    write_back_gradients: Under a GradScaler, leave gradients unscaled after a step, as torch does.",
     ]

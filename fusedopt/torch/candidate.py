@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fusedopt.rules.rule import Rule
+from fusedopt.rules.rule import Rule, State
 from fusedopt.rules.stages import ROW
 from fusedopt.torch import places
 from fusedopt.torch.groups import ReadGroup
@@ -182,10 +182,19 @@ class Candidate:
         dtype = next((local(state).dtype for state in self.states if state is not None), self.local.dtype)
         for i, state in enumerate(rule.states()):
             if self.states[i] is None:
-                entry[state.name] = self.states[i] = _new_state(self.parameter, rule.initial(state), dtype)
+                entry[state.name] = self.states[i] = self._initial_state(state, dtype)
         if rule.step_key is None and rule.kept_states:
             counter.ages = weakref.ref(entry[rule.kept_states[0]])
         return self._slot(counter)
+
+    def _initial_state(self, state: State, dtype: torch.dtype) -> torch.Tensor:
+        """A state as it is at first; what it starts from may be a tensor on the device, for which nobody waits."""
+        new = _new_state(self.parameter, self.group.rule.initial(state), dtype)
+        if isinstance(state.initial, str):
+            source = self.group.sources.get(self.group.rule.number_names().index(state.initial))
+            if source is not None:
+                local(new).fill_(source.reshape(()))
+        return new
 
     def _new_counter(self, entry: Entry) -> Counter:
         """A counter with the numbers of a state that somebody else made: loaded, copied, or written by hand."""

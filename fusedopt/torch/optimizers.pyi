@@ -30,6 +30,20 @@ class Adadelta(Optimizer):
         write_back_gradients: bool = True,
     ) -> None: ...
 
+class Adafactor(Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: NumberOrSchedule | Tensor = 0.01,
+        beta2_decay: NumberOrSchedule | Tensor = -0.8,
+        eps: tuple[float | Tensor | None, float | Tensor] = (None, 0.001),
+        d: NumberOrSchedule | Tensor = 1.0,
+        weight_decay: NumberOrSchedule | Tensor = 0.0,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+    ) -> None: ...
+
 class Adagrad(Optimizer):
     def __init__(
         self,

@@ -64,7 +64,8 @@ class Followed:
 
     def install(self, schedules: Mapping[str, Function], numbers: Mapping[str, float], total: int) -> None:
         """Follow these schedules too, with these numbers in force."""
-        steps = self.steps(total)
+        said = self.group.get(STEP)  # written together with the first schedule
+        steps = self.steps(total) if said is None else checked_step(said)
         self._schedules = self.schedules | dict(schedules)
         self._written = {name: number for name, number in self._written.items() if name in self._schedules}
         for name in schedules:

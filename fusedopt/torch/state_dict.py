@@ -81,7 +81,7 @@ def load(
     groups, scheduled = [some.group for some in followed], [some.schedules for some in followed]
     rules, extras, found = checked_groups(saved, groups, [rule] * len(groups), scheduled, checked_rule)
     params = [(p, rule) for group, rule in zip(groups, rules) for p in group["params"]]
-    names = [name for group in groups for name in _names(group)]
+    names = [name for group in groups for name in names_of(group)]
     checked = [
         (p, rule, checked_entry(entry, rule, name, partial(_tensor, parameter=p)))
         for (p, rule), name, entry in zip(params, names, found)
@@ -103,7 +103,7 @@ def load(
     return steps
 
 
-def _names(group: Mapping[str, Any]) -> Iterable[str]:
+def names_of(group: Mapping[str, Any]) -> Iterable[str]:
     names = group.get("param_names") or [str(i) for i in range(len(group["params"]))]
     return (f"parameter {name!r} (shape {tuple(p.shape)})" for name, p in zip(names, group["params"]))
 
@@ -126,7 +126,7 @@ def _tensor(what: str, value: Any, parameter: torch.Tensor) -> torch.Tensor:
 
 def _assign(group: dict[str, Any], name: str, value: Any) -> None:
     """Set a hyperparameter; a tensor on a device keeps its place, since captured graphs read it."""
-    ours = group[name]
+    ours = group.get(name)  # an option that every rule has may not have been there
     if isinstance(ours, torch.Tensor) and ours.device.type != "cpu":
         ours.fill_(value) if not isinstance(value, torch.Tensor) else ours.copy_(value.reshape(ours.shape))
     else:
@@ -147,7 +147,7 @@ def _filled(
             if key in live:
                 live[key].fill_(value)
             else:
-                filled[key] = torch.tensor(value, dtype=torch.float64)
+                filled[key] = _as_torch_has_it(value, "cpu")  # until the first step makes a counter of it
             continue
         ours = filled.get(key)
         if not isinstance(ours, torch.Tensor) or (ours.dtype, ours.device, ours.shape) != (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import dataclasses
 import functools
 import importlib
 import json
@@ -399,7 +400,24 @@ def test_every_rule_and_one_of_ones_own_can_be_measured(
         found = [row for row in rows if row["optimizer"] == optimizer]
         assert [row["peer"] for row in found] == here
         assert {row["bytes_a_step"] for row in found} == {size * 2_000}
-    assert "torch for-loop: torch.optim has no Lion of this kind" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "torch for-loop: torch.optim has no Lion of this kind" in printed
+
+
+def test_what_can_never_step_a_rule_of_ones_own_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    absent = {"apex fused": "for CUDA alone", "NumPy out=": "written for adam alone", "fusedopt, numba": "no numba"}
+    told = bench.why_absent(absent, f"{tmp_path}/own.py:Plain", WAYS)
+    assert told == {
+        "fusedopt, numba": "no numba",
+        "apex fused; NumPy out=": "none of these can step a rule of one's own",
+    }
+    assert bench.why_absent(absent, "lion", WAYS) == absent
+
+
+def test_the_table_tells_the_bytes_kept_as_check_does_beside_parameter_and_gradient() -> None:
+    found, _ = rows_of(Cpu(), task(), OURS)
+    assert table.COLUMNS["kept\nB"](dataclasses.replace(found[0], kept_bytes_a_parameter=12.0)) == "4.0"
 
 
 def test_the_figures_are_those_of_the_arrays(benched: Callable[..., list[dict[str, Any]]]) -> None:

@@ -208,11 +208,56 @@ def test_check_prints_a_report_and_says_by_its_status_whether_all_is_well(
     assert main(["check", f"{tmp_path}/own_rules.py:Halve", "--lr", "0.5", "--no-twice", *options]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("Halve(lr=0.5, twice=False)\n passed  declaration")
-    assert "skipped  torch            left out by without=" in printed
+    assert "skipped  2 checks         left out by without=: numba bits, torch" in printed
     assert main(["check", f"{tmp_path}/own_rules.py:Branches", *options]) == 1
     printed = capsys.readouterr().out
     assert " FAILED  tracing          Branches.update branches on a value; use np.where" in printed
-    assert printed.endswith("1 of 18 checks failed.\n")
+    assert f"\n1 of {len(CHECKS)} checks failed:\ntracing: Branches.update branches on a value; use np.where" in printed
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("(frozen=True)", "", "frozen one: decorate a rule with @dataclass(frozen=True) (own_rules.py:"),
+        ("lr: float", "lr", "rule Halve: lr must have its type, which makes it a field; write lr: float = hyper"),
+        ('"[0, inf)"', '">=0"', "rule Halve: lr: a range is written like '[0, 1)', with infinity as '[0, inf)'"),
+    ],
+)
+def test_a_rule_that_is_declared_wrong_is_told_how_and_where(
+    before: str,
+    after: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert before in OWN_RULE
+    (tmp_path / "own_rules.py").write_text(OWN_RULE.replace(before, after, 1))
+    assert main(["kernel", f"{tmp_path}/own_rules.py:Halve"]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert re.search(r" \(own_rules\.py:\d+\)$", told)
+
+
+def test_a_file_without_a_class_is_told_which_it_has(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path = tmp_path / "own_rules.py"
+    path.write_text(OWN_RULE)
+    assert main(["check", f"{path}"]) == 2
+    classes = " or ".join(f"{path}:{name}" for name in ("Halve", "Halving", "Branches"))
+    assert capsys.readouterr().err == f"check: {path} is a file; name the class in it: {classes}.\n"
+    path.write_text("import fusedopt.rules\nfrom fusedopt import Adam\n")
+    assert main(["check", f"{path}"]) == 2
+    assert "has no rule: no class derived from fusedopt.rules.Rule." in capsys.readouterr().err
+
+
+def test_options_are_taken_with_pythons_underscores_too(capsys: pytest.CaptureFixture[str]) -> None:
+    everything = ["--without", *CHECKS]
+    assert main(["check", "adamw", "--weight_decay=0.25", "--clip_value", "2", *everything]) == 0
+    assert capsys.readouterr().out.startswith("AdamW(weight_decay=0.25, clip_value=2.0)\n")
 
 
 def test_check_lists_the_options_of_a_rule_and_takes_tuples(
@@ -222,7 +267,9 @@ def test_check_lists_the_options_of_a_rule_and_takes_tuples(
         main(["check", "adam", "--help"])
     assert "--betas NUMBER NUMBER" in capsys.readouterr().out
     assert main(["check", "lion", "--betas", "0.5", "0.75", "--without", *CHECKS]) == 0
-    assert capsys.readouterr().out.startswith("Lion(betas=(0.5, 0.75), weight_decay=0.1)\nskipped  declaration")
+    printed = capsys.readouterr().out
+    assert printed.startswith("Lion(betas=(0.5, 0.75), weight_decay=0.1)\n(weight_decay: 0 where nobody gives it")
+    assert f"skipped  {len(CHECKS)} checks        left out by without=: declaration, tracing, " in printed
     assert main(["check", "lion", "--betas", "0.5", "1.75"]) == 2
     assert capsys.readouterr().err == "check: Lion: betas[1] must be in [0, 1), got 1.75.\n"
 

@@ -1194,6 +1194,61 @@ def test_a_state_dict_has_steps_as_torch_writes_them(torch_device):
     assert ours["param_groups"][0]["params"] == theirs["param_groups"][0]["params"]
 
 
+@pytest.mark.parametrize("start", [2.0**8, 2.0**24, 2.0**40])
+def test_steps_are_counted_beyond_what_float32_can(start, torch_device):
+    """torch's counter stops at 2**24, since 2**24 + 1 is no float32; and in bfloat16 at 256."""
+    optimizer = stepped(torch_device.device)
+    for entry in optimizer.state.values():
+        entry["step"].fill_(start)
+    give_gradients(optimizer, 5)
+    for _ in range(3):
+        optimizer.step()
+    assert {entry["step"].item() for entry in optimizer.state.values()} == {start + 3}
+    optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
+    assert {entry["step"].item() for entry in optimizer.state.values()} == {start + 3}
+
+
+@each_kind
+def test_a_state_dict_that_was_loaded_is_saved_as_it_was(case):
+    saved, again = (ours_of(case)(leaves(), **case.main) for _ in range(2))
+    give_gradients(saved, 1)
+    saved.step()
+    again.load_state_dict(saved.state_dict())
+    pairs = zip(again.state_dict()["state"].values(), saved.state_dict()["state"].values(), strict=True)
+    for entry, expected in pairs:
+        assert {name: value.dtype for name, value in entry.items()} == {n: v.dtype for n, v in expected.items()}
+
+
+STEPS = {
+    "an int": 7,  # torch before 1.12
+    "int64": torch.tensor(7),
+    "int32 of one element": torch.tensor([7], dtype=torch.int32),
+    "bfloat16": torch.tensor(7, dtype=torch.bfloat16),
+    "float64": torch.tensor(7.0, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("in_group", [False, True])
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_a_step_of_any_kind_is_loaded_from_a_parameters_state_or_from_its_group(step, in_group, torch_device):
+    """The group's is how apex and TransformerEngine save it."""
+    pair = Pair(ADAMW, torch_device.device)
+    pair.step(2)
+    state_dict = pair.ours.state_dict()
+    for entry in state_dict["state"].values():
+        del entry["step"]
+        if not in_group:
+            entry["step"] = step
+    for group in state_dict["param_groups"] if in_group else ():
+        group |= {"step": step, "bias_correction": True}
+    pair.ours.load_state_dict(state_dict)
+    assert "step" not in pair.ours.param_groups[0]
+    for entry in pair.theirs.state.values():
+        entry["step"].fill_(7)
+    pair.step(2)
+    pair.compare()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 @each_kind
 def test_loaded_state_is_never_cast(case, dtype, torch_device):
@@ -1299,6 +1354,24 @@ def test_a_state_that_is_no_tensor_is_not_loaded():
     with pytest.raises(TypeError, match=r"exp_avg.*must be a tensor"):
         optimizer.load_state_dict(state_dict)
     assert_equal(everything(optimizer), before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("AdamW", {"clip_norm": 1.0, "loss_scale": 2.0, "nesterov": True, "corrected_eps": False}),
+        ("SGD", {"clip_value": 1.0, "grad_centralization": True, "lr_in_momentum": True}),
+        ("Adagrad", {"eps_inside_sqrt": True}),
+        ("Muon", {"ns_dtype": "float32"}),
+    ],
+)
+def test_options_that_a_group_did_not_show_are_loaded(kind, options):
+    cls = getattr(fusedopt.torch, kind)
+    given, plain = (cls([torch.ones(2, 2, requires_grad=True)], **some) for some in (options, {}))
+    plain.load_state_dict(given.state_dict())
+    assert {name: plain.param_groups[0][name] for name in options} == options
+    given.load_state_dict(cls([torch.ones(2, 2, requires_grad=True)]).state_dict())  # which says nothing of them
+    assert {name: given.param_groups[0][name] for name in options} == options
 
 
 def test_loading_a_state_dict_without_state_forgets_what_was(torch_device):

@@ -244,6 +244,26 @@ def test_a_step_where_nothing_moved_sends_nothing_makes_nothing_and_waits_for_no
     twins.compare()
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+def test_steps_that_were_loaded_from_the_cpu_are_waited_for_no_more(surface, steps):
+    """A loaded step that lay on the device would be read back for each parameter at each step, as it was in torch."""
+    saved = started(steps=2).device.state_dict()
+    twins = started(steps=steps)
+    for optimizer, path in zip(twins.optimizers, (contextlib.nullcontext, numpy_path)):
+        with path():
+            optimizer.load_state_dict(saved)
+    twins.give(0)
+    if not steps:
+        twins.step()  # which makes the counters on the device
+        twins.give(1, into_place=True)
+    forget(surface)
+    with nothing_waits(surface):
+        twins.device.step()
+    twins.host_step()
+    assert surface.made == []
+    assert {float(entry["step"]) for entry in twins.device.state.values()} == {3.0 if steps else 4.0}
+
+
 def test_gradients_that_moved_cost_one_copy_of_the_table_of_spans(surface):
     twins = Twins("AdamW", ({}, makers(5, 4097)), ({"lr": 0.1}, makers(3)))
     for step in range(5):
@@ -1390,3 +1410,22 @@ def test_gpu_a_steady_step_allocates_nothing_and_waits_for_nothing():
 def test_the_table_has_every_optimizer():
     assert {case.name for case in CASES} == set(ours.__all__) - {"Optimizer", *BASES}
     assert {case.name for case in ONE_OF_EACH_KIND} == set(FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "state"),
+    [
+        ("Rprop", "lr", "step_size"),
+        ("RMSprop", "square_avg_init", "square_avg"),
+        ("FTRL", "initial_accumulator_value", "moments"),
+    ],
+)
+def test_a_state_starts_from_a_number_that_is_a_tensor_on_the_device(surface, name, option, state):
+    p, q = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
+    made = getattr(ours, name)([p], **{option: torch.tensor(0.75)})
+    other = getattr(ours, name)([q], **{option: 0.75})
+    for parameter, optimizer in ((p, made), (q, other)):
+        parameter.grad = torch.ones(5)
+        optimizer.step()
+    assert torch.equal(made.state[p][state], other.state[q][state])
+    assert torch.equal(p, q)

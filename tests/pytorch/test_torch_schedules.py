@@ -336,7 +336,13 @@ def test_sequences_end_and_are_of_one_length():
 
 @pytest.mark.parametrize(
     ("key", "near"),
-    [("weight_decy", "weight_decay"), ("wieght_decay", "weight_decay"), ("beta", "betas"), ("maximise", "maximize")],
+    [
+        ("weight_decy", "weight_decay"),
+        ("wieght_decay", "weight_decay"),
+        ("beta", "betas"),
+        ("maximise", "maximize"),
+        ("grad_centralizaiton", "grad_centralization"),
+    ],
 )
 def test_a_misspelt_option_of_a_group_is_refused(key, near):
     message = f"AdamW has no option {key!r}; did you mean {near!r}?"
@@ -379,3 +385,13 @@ def test_reduce_on_plateau_works_with_torchs_groups():
         for _ in range(3):
             scheduler.step(torch.tensor(1.0))
         assert float(some.param_groups[0]["lr"]) == pytest.approx(0.005)
+
+
+def test_a_step_that_is_written_together_with_a_schedule_counts():
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = SGD([p], lr=0.1)
+    optimizer.param_groups[0].update(lr=COSINE, schedule_step=5)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == COSINE(5)
+    assert optimizer.param_groups[0]["schedule_step"] == 6

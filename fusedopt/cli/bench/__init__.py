@@ -149,6 +149,8 @@ def compare(arguments: argparse.Namespace, machine: Machine, models: Sequence[Mo
     from fusedopt.cli.bench.peers import optimizer_named
     from fusedopt.cli.bench.row import Row, rows, save
     from fusedopt.cli.bench.work import works
+    from fusedopt.tracing import trace
+    from fusedopt.traffic import summed
 
     console = Console(highlight=False)
     tasks: list[Task] = []
@@ -160,13 +162,15 @@ def compare(arguments: argparse.Namespace, machine: Machine, models: Sequence[Mo
     for work in works(machine, models, arguments.layers, sizes, tensors):
         for optimizer in arguments.optimizer:
             cls, options = optimizer_named(optimizer)
-            states = len(cls.rule(**options).kept_states)
-            task = Task(work, optimizer, states, arguments.repeats, arguments.warm)
+            rule = cls.rule(**options)
+            once_more = len(summed(trace(rule)))
+            task = Task(work, optimizer, len(rule.kept_states), arguments.repeats, arguments.warm, once_more)
             with table.progress(f"{work.title}, {optimizer}") as say:
                 found = measure(machine, task, ways, say)
             new = list(rows(machine, task, ways, found, about))
-            table.show(console, new, {title: why for title, why in found.absent.items() if title not in told})
-            told |= set(found.absent)
+            absent = why_absent(found.absent, optimizer, ways)
+            table.show(console, new, {title: why for title, why in absent.items() if title not in told})
+            told |= set(absent)
             all_rows += new
             tasks += [task] * len(new)
             if arguments.json:
@@ -191,6 +195,15 @@ def compare(arguments: argparse.Namespace, machine: Machine, models: Sequence[Mo
             f"bench: {row.peer} computes something else: {row.optimizer} differs by {row.difference}.", file=sys.stderr
         )
     return 1 if wrong else 0
+
+
+def why_absent(absent: Mapping[str, str], optimizer: str, ways: Sequence[Way]) -> dict[str, str]:
+    """Why ways are absent, by title; those that can never step a rule of the user's own are one entry."""
+    from fusedopt.cli.bench.peers import is_own
+
+    never = [way.title for way in ways if way.title in absent and is_own(optimizer) and not way.any_rule]
+    others = {title: why for title, why in absent.items() if title not in never}
+    return others | ({"; ".join(never): "none of these can step a rule of one's own"} if never else {})
 
 
 def version() -> str:

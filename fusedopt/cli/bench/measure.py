@@ -49,6 +49,7 @@ class Task:
         states: Arrays that it keeps for each parameter.
         repeats: Rounds.
         warm: Whether caches are left as the last step left them.
+        summed: Arrays that a step reads once more, as LAMB's norms do.
     """
 
     work: Work
@@ -56,11 +57,12 @@ class Task:
     states: int
     repeats: int
     warm: bool = False
+    summed: int = 0
 
     @property
     def bytes(self) -> int:
         """The least that a step moves."""
-        return 4 * self.work.parameters * (2 * (1 + self.states) + 1)
+        return 4 * self.work.parameters * (2 * (1 + self.states) + 1 + self.summed)
 
     def fits(self, machine: Machine) -> bool:
         """Whether the caches could keep all that a step touches until the next one."""

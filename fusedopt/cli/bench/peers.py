@@ -36,9 +36,9 @@ from fusedopt.cli.bench.peers_torch import (
     TORCHAO,
     TorchOptimizers,
 )
-from fusedopt.cli.bench.peers_way import OPTIMIZERS, Peer, Way, optimizer_named
+from fusedopt.cli.bench.peers_way import OPTIMIZERS, Peer, Way, is_own, optimizer_named
 
-__all__ = ["OPTIMIZERS", "WAYS", "Peer", "Way", "optimizer_named"]
+__all__ = ["OPTIMIZERS", "WAYS", "Peer", "Way", "is_own", "optimizer_named"]
 
 CPU, CUDA, BOTH = ("cpu",), ("cuda",), ("cpu", "cuda")
 
@@ -47,15 +47,15 @@ CPU, CUDA, BOTH = ("cpu",), ("cuda",), ("cpu", "cuda")
 FLOAT32_CORRECTIONS = 1e-3 * 2**-25 / (1 - 0.999)
 
 
-def _torch(title: str, optimizers: TorchOptimizers, device: tuple[str, ...], *modules: str, **accuracy: Any) -> Way:
-    return Way(title, ("torch", *modules), device, optimizers.build, lacks=optimizers.lacks, **accuracy)
+def _torch(title: str, optimizers: TorchOptimizers, device: tuple[str, ...], *modules: str, **told: Any) -> Way:
+    return Way(title, ("torch", *modules), device, optimizers.build, lacks=optimizers.lacks, **told)
 
 
 WAYS: tuple[Way, ...] = (
-    Way("fusedopt", (), BOTH, fused(), lacks=gpu_lacks),
-    Way("fusedopt, numba", ("numba",), CPU, fused("numba"), lacks=numba_lacks),
-    Way("fusedopt, NumPy", (), CPU, fused("numpy")),
-    _torch("fusedopt.torch", OURS, BOTH),
+    Way("fusedopt", (), BOTH, fused(), lacks=gpu_lacks, any_rule=True),
+    Way("fusedopt, numba", ("numba",), CPU, fused("numba"), lacks=numba_lacks, any_rule=True),
+    Way("fusedopt, NumPy", (), CPU, fused("numpy"), any_rule=True),
+    _torch("fusedopt.torch", OURS, BOTH, any_rule=True),
     _torch("torch for-loop", FOR_LOOP, BOTH),
     _torch("torch foreach", FOREACH, BOTH),
     _torch("torch fused", FUSED, BOTH),
@@ -71,5 +71,5 @@ WAYS: tuple[Way, ...] = (
     Way("NumPy out=", (), CPU, by_hand(PREALLOCATED), lacks=text_lacks(PREALLOCATED)),
     Way("CuPy whole arrays", ("cupy",), CUDA, by_hand(WHOLE_ARRAYS), lacks=text_lacks(WHOLE_ARRAYS)),
     Way("CuPy ElementwiseKernel", ("cupy",), CUDA, by_hand(ELEMENTWISE), lacks=text_lacks(ELEMENTWISE)),
-    Way("the rule, unfused", (), BOTH, unfused, lacks=gpu_lacks),
+    Way("the rule, unfused", (), BOTH, unfused, lacks=gpu_lacks, any_rule=True),
 )

@@ -42,6 +42,11 @@ def optimizer_named(name: str) -> tuple[type[fusedopt.Optimizer], dict[str, Any]
     return types.new_class(rule.__name__, (fusedopt.Optimizer,), {"rule": rule}), {}
 
 
+def is_own(name: str) -> bool:
+    """Whether it is a rule of the user's own."""
+    return not optimizer_named(name)[0].rule.__module__.startswith("fusedopt.rules.")
+
+
 BUILD_APEX = "build github.com/NVIDIA/apex with its CUDA extensions"
 # How to get a module that `pip install <its name>` does not give.
 CURES = {
@@ -114,6 +119,7 @@ class Way:
         exact: Whether it computes the same in float32; False for 8-bit states, whose results are not compared.
         slack: How much further off than rounding each of its steps may put a parameter.
         lacks: Why it cannot run here though the modules are installed: takes the optimizer's name and the device.
+        any_rule: Whether it can step a rule of the user's own.
     """
 
     title: str
@@ -123,6 +129,7 @@ class Way:
     exact: bool = True
     slack: float = 0.0
     lacks: Callable[[str, str], str | None] = nothing_lacks
+    any_rule: bool = False
 
     def missing(self, optimizer: str, device: str) -> str | None:
         """One line on why it cannot run here, with the cure where there is one; None if it can."""

@@ -37,7 +37,8 @@ class Row:
         graph_seconds: The median of a step in a CUDA graph.
         host_seconds: Until a step returns, with an idle device.
         launches: Kernels of a step; counted after all else, see `measure.launches`.
-        bytes_a_step: The least that a step moves: parameter and states read and written, the gradient read.
+        bytes_a_step: The least that a step moves: parameter and states read and written, the gradient read, and
+            what is read once more to be summed.
         bytes_per_second: `bytes_a_step / seconds`, whatever the way does move.
         share_of_stream, share_of_copy: Of the bytes per second of the streams in the same rounds.
         stream: What `share_of_stream` is of.

@@ -31,12 +31,7 @@ class Orthogonalizing(Procedure):
     def _update(self) -> None:
         stepping = list(self._stepping())
         for what, p, gradient, rule in stepping:
-            if p.is_complex() or gradient.is_complex():
-                raise RuntimeError(f"{what}: Muon does not support complex parameters; use torch.view_as_real.")
-            if gradient.layout != torch.strided:
-                raise RuntimeError(f"{what}: Muon does not support sparse gradients; use gradient.to_dense().")
-            if gradient.shape != p.shape:
-                raise RuntimeError(f"{what}: its gradient has shape {tuple(gradient.shape)}; they must be equal.")
+            self._check_dense(what, p, gradient)
             rule.check_shape(what, tuple(p.shape))
             self._check_states(what, p, rule)
         for _, p, gradient, rule in stepping:

@@ -40,6 +40,16 @@ class Procedure(Optimizer):
                     name = repr(names[i]) if names else f"{i} of group {number}"
                     yield f"parameter {name} (shape {tuple(p.shape)})", p, p.grad, rule
 
+    def _check_dense(self, what: str, p: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Raise RuntimeError unless both are real, and the gradient dense and of the parameter's shape."""
+        title = self.rule.__name__
+        if p.is_complex() or gradient.is_complex():
+            raise RuntimeError(f"{what}: {title} does not support complex parameters; use torch.view_as_real.")
+        if gradient.layout != torch.strided:
+            raise RuntimeError(f"{what}: {title} does not support sparse gradients; use gradient.to_dense().")
+        if gradient.shape != p.shape:
+            raise RuntimeError(f"{what}: its gradient has shape {tuple(gradient.shape)}; they must be equal.")
+
     def _check_states(self, what: str, p: torch.Tensor, rule: Rule) -> None:
         """Raise ValueError where a state is no tensor of the parameter's shape."""
         entry = self.state.get(p, {})
