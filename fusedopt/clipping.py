@@ -60,7 +60,7 @@ def clip_grad_norm(
     if coefficient < 1:
         for gradient in gradients:
             with on_device_of(gradient):
-                gradient *= gradient.dtype.type(coefficient)
+                _multiply(gradient, coefficient)
     return norm
 
 
@@ -104,6 +104,16 @@ def _gradients(parameters: Parameter | Iterable[Parameter]) -> list[Any]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
+def _multiply(gradient: Any, coefficient: float) -> None:
+    """In place; half precision in float32, since a coefficient below 3e-8 is 0 in float16."""
+    if gradient.dtype.itemsize > 2:
+        gradient *= gradient.dtype.type(coefficient)
+        return
+    flat = gradient.reshape(-1)
+    for i in range(0, flat.size, PIECE):
+        flat[i : i + PIECE] = flat[i : i + PIECE].astype("float32") * np.float32(coefficient)
+
+
 def norm_of(array: Any, ord: float = 2.0) -> float:
     """The norm of all elements, accumulated in float64. For a CuPy array this waits for the device."""
     flat = array.reshape(-1)
@@ -111,8 +121,7 @@ def norm_of(array: Any, ord: float = 2.0) -> float:
         pieces = (abs(flat[i : i + PIECE].astype("float64")) for i in range(0, flat.size, PIECE))
         if ord == math.inf:
             return _combined([float(piece.max()) for piece in pieces], ord)
-        total = math.fsum(float((piece * piece if ord == 2 else piece**ord).sum()) for piece in pieces)
-        return math.pow(total, 1 / ord)
+        return _root([float((piece * piece if ord == 2 else piece**ord).sum()) for piece in pieces], ord)
 
 
 def _combined(norms: list[float], ord: float) -> float:
@@ -122,4 +131,12 @@ def _combined(norms: list[float], ord: float) -> float:
     largest = max(norms, default=0.0)
     if ord == math.inf or not 0 < largest < math.inf:
         return largest
-    return largest * math.pow(math.fsum((norm / largest) ** ord for norm in norms), 1 / ord)
+    return largest * _root([(norm / largest) ** ord for norm in norms], ord)
+
+
+def _root(powers: list[float], ord: float) -> float:
+    """The ord-th root of their sum; inf where it is past float64, as an ord of 0.01 takes 1,259 to."""
+    try:
+        return math.pow(math.fsum(powers), 1 / ord)
+    except OverflowError:
+        return math.inf

@@ -35,6 +35,7 @@ class Group(dict[str, Any]):
     ) -> None:
         super().__init__(rule.shown() | {name: getattr(rule, name) for name in schedules} | dict(extras), params=params)
         self.rule, self._changes = rule, changes
+        self.refused: Mapping[str, str] = {}  # options that do not change in a group, and why: the error's text
         self.sources: dict[int, Any] = {}  # numbers alone
         self._schedules: dict[str, Function] = {}
         self._first = changes.steps
@@ -91,6 +92,8 @@ class Group(dict[str, Any]):
         for key in new:
             if key not in known and key not in self:
                 raise KeyError(self.rule.unknown_option(key))
+            if key in self.refused and new[key] != getattr(self.rule, key):
+                raise KeyError(self.refused[key])
         steps = checked_step(new.pop(STEP)) if STEP in new else self.steps
         given = {key: value for key, value in new.items() if key in known}
         schedules = schedules_in(type(self.rule), given)

@@ -175,7 +175,7 @@ class Parameter:
 
     @owner.setter
     def owner(self, optimizer: Any) -> None:
-        self._owner = weakref.ref(optimizer)
+        self._owner = None if optimizer is None else weakref.ref(optimizer)
 
     def move_to(self, presence: Presence, index: int, data: Any, gradient: Any) -> None:
         """Copy values and gradient into an optimizer's buffers, and live there from now on. For optimizers."""

@@ -54,6 +54,21 @@ def test_half_gradients_are_summed_in_float64(dtype):
     assert np.all(parameter.grad > 0)
 
 
+def test_a_coefficient_that_float16_cannot_hold_zeroes_nothing():
+    (parameter,) = parameters(np.full(400, 60000.0), dtype="float16")
+    clip_grad_norm(parameter, 0.01)  # times 8e-9, where float16's least is 6e-8
+    assert np.all(parameter.grad == np.float16(0.01 / 20))
+
+
+def test_a_norm_past_float64_is_infinite():
+    pieces = np.zeros(3 << 20)
+    pieces[:: 1 << 20] = 1.3e154  # whose squares are finite, and their sum is not
+    for gradients, ord in (([pieces], 2.0), ([np.ones(2000)], 0.01), ([[1.0]] * 2000, 0.01)):
+        some = parameters(*gradients)
+        assert clip_grad_norm(some, 1.0, ord) == math.inf
+        assert np.array_equal(some[0].grad, gradients[0])
+
+
 def test_gradients_below_the_norm_keep_their_bits_and_none_is_zero():
     (parameter,) = parameters([0.1, -0.2])
     before = parameter.grad.copy()

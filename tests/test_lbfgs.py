@@ -313,6 +313,10 @@ def test_nothing_to_train_calls_the_closure_once():
     optimizer, calls = fusedopt.LBFGS([{"params": []}]), []
     assert optimizer.step(lambda: calls.append(1) or 2.5) == 2.5
     assert calls == [1]
+    assert optimizer.state == {}
+    assert optimizer.state_dict()["state"] == {}
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert copy.deepcopy(optimizer).state == {}
 
 
 # --- options and bad input
@@ -381,6 +385,15 @@ LOADED = {
     "pairs": ({"ro": []}, ValueError, "different lengths"),
     "unknown": ({"exp_avg": 1}, ValueError, "LBFGS keeps func_evals"),
     "half a step": ({"n_iter": 0.5}, ValueError, "n_iter must be a whole number"),
+    "no scale": ({"H_diag": np.nan}, ValueError, r"LBFGS: H_diag must be in \(0, inf\), got nan"),
+    "a negative scale": ({"H_diag": -1.0}, ValueError, "LBFGS: H_diag must be in"),
+    "no length": ({"t": "abc"}, TypeError, "LBFGS: t must be a number, got 'abc'"),
+    "no ro": ({"ro": None}, TypeError, "LBFGS: ro must be a list, got None"),
+    "a ro": ({"ro": [np.nan]}, ValueError, r"LBFGS: ro\[0\] must be in"),
+    "no al": ({"al": ["a"]}, TypeError, "LBFGS: al must be a number, got 'a'"),
+    "no pairs": ({"old_stps": 3}, TypeError, "LBFGS: old_stps must be a list, got 3"),
+    "no loss": ({"prev_loss": None}, TypeError, "LBFGS: prev_loss must be a number, got None"),
+    "no count": ({"func_evals": None}, TypeError, "LBFGS: func_evals must be a number, got None"),
     "missing": ({"prev_loss": ...}, KeyError, "lacks 'prev_loss'"),
 }
 

@@ -192,6 +192,18 @@ def test_a_wrong_option_is_an_error(options, error, message):
         fusedopt.Muon([fusedopt.Parameter(np.zeros((2, 2)))], **options)
 
 
+def test_a_dtype_of_torchs_alone_is_refused_at_the_step_and_changes_nothing():
+    x = fusedopt.Parameter(np.ones((2, 2)))
+    optimizer = fusedopt.Muon([x])
+    x.grad = np.eye(2)
+    optimizer.param_groups[0]["ns_dtype"] = "bfloat16"
+    for _ in range(2):
+        with pytest.raises(ValueError, match="ns_dtype='bfloat16' is for torch tensors"):
+            optimizer.step()
+    assert (x.data == 1).all()
+    assert optimizer.state == {}
+
+
 @pytest.mark.parametrize("scale", [{"grad_scale": 2.0}, {"found_inf": 0.0}])
 def test_scales_are_refused_before_anything_changes(scale):
     parameter = fusedopt.Parameter(np.ones((2, 2)))

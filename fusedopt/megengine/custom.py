@@ -98,12 +98,24 @@ class Optimizer(ABC):
                 if id(parameter) in taken or parameter.owner is not None:
                     raise ValueError(f"{parameter.described} is in an optimizer already; give each once.")
                 taken.add(id(parameter))
-        for entry in entries:
-            entry["params"] = entry.pop("params")  # last, as MegEngine prints it
-            for parameter in entry["params"]:
-                parameter.owner = self
-            self.param_groups.append(entry)
-            self._create_state(entry)
+        before = len(self.param_groups)
+        try:
+            for entry in entries:
+                entry["params"] = entry.pop("params")  # last, as MegEngine prints it
+                for parameter in entry["params"]:
+                    parameter.owner = self
+                self.param_groups.append(entry)
+                self._create_state(entry)
+        except BaseException:
+            self._remove(self.param_groups[before:])
+            raise
+
+    def _remove(self, groups: list[dict[str, Any]]) -> None:
+        """Take the last groups out, whose states could not be made."""
+        del self.param_groups[len(self.param_groups) - len(groups) :]
+        for parameter in (parameter for group in groups for parameter in group["params"]):
+            parameter.owner = None
+            self._state.pop(parameter, None)
 
     def _parameters(self) -> Iterator[Parameter]:
         return (parameter for group in self.param_groups for parameter in group["params"])

@@ -51,16 +51,21 @@ class Fused(fusedopt.optimizer.Optimizer):
 
     def _checked(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """New groups, none of which has an option that MegEngine keeps for the whole optimizer."""
-        others = set(self.rule.options()) - {*self.keys, *Rule.options()}
+        refused = self._refused()
         for number, entry in enumerate(entries):
-            for key in others & set(entry):
-                whole = key in inspect.signature(type(self).__init__).parameters
-                raise KeyError(
-                    f"param group {number}: {key!r} is no option of a group of {type(self).__name__}, which has "
-                    f"{', '.join(self.keys)}; "
-                    + ("it holds for the whole optimizer." if whole else "the optimizer has none, as in MegEngine.")
-                )
+            for key in refused.keys() & set(entry):
+                raise KeyError(f"param group {number}: {refused[key]}")
         return entries
+
+    def _refused(self) -> dict[str, str]:
+        """The rule's options that no group has, and what is said of each."""
+        arguments = inspect.signature(type(self).__init__).parameters
+        others = set(self.rule.options()) - {*self.keys, *Rule.options()}
+        return {
+            key: f"{key!r} is no option of a group of {type(self).__name__}, which has {', '.join(self.keys)}; "
+            + ("it holds for the whole optimizer." if key in arguments else "the optimizer has none, as in MegEngine.")
+            for key in sorted(others)
+        }
 
     def _add(self, entries: list[dict[str, Any]]) -> None:
         """Groups may have what a scheduler keeps in them; and have their states from now on."""
@@ -68,6 +73,7 @@ class Fused(fusedopt.optimizer.Optimizer):
         super()._add(entries)
         for group, extras in zip(self._groups[-len(entries) :], kept):
             group.keep(extras)
+            group.refused = self._refused()
         self.init_state()
 
     def zero_grad(self, set_to_none: bool = False) -> None:

@@ -16,7 +16,7 @@ def check_state_dict(saved: Any, groups: Sequence[Collection[str]], names: Seque
 
     Raises:
         TypeError: It is no state dict.
-        ValueError: Other counts of groups, parameters or states, or other keys of a group.
+        ValueError: Other counts of groups, parameters or states, other keys of a group, or more states.
         KeyError: A state is missing.
     """
     if not isinstance(saved, Mapping) or not {"param_groups", "state"} <= set(saved):
@@ -64,3 +64,6 @@ def _check_entry(what: str, state: Mapping[Any, Any], parameter: Any, names: Col
     for name in names:
         if name not in entry:
             raise KeyError(f"{what} lacks {name!r}; it has {', '.join(map(repr, entry)) or 'nothing'}.")
+    more = [repr(name) for name in entry if name not in names]
+    if more:
+        raise ValueError(f"{what} has {', '.join(more)} beyond {', '.join(names)}; load one of the same optimizer.")

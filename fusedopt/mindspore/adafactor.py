@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from fusedopt.backends import module_of
 from fusedopt.layout import on_device_of
 from fusedopt.mindspore.arguments import FROM_ZERO, HALF_OPEN_UNIT, OPEN_UNIT, a_flag, a_float
-from fusedopt.mindspore.custom import Optimizer, Parameter, ParameterTuple
+from fusedopt.mindspore.custom import Optimizer, Parameter, ParameterTuple, real_of
 
 
 class AdaFactor(Optimizer):
     """Adafactor, whose second moments of matrices are a row and a column. Array code: many passes, temporary arrays.
+    Every parameter is decayed, whatever its name.
 
         a <- lr, or where relative_step min(1e-2, 1 / sqrt(t)), 1e-6 t for 1e-2 where warmup_init
         a <- a max(eps[1], rms(p))                                 where scale_parameter
@@ -22,6 +24,8 @@ class AdaFactor(Optimizer):
         u <- a u / max(1, rms(u) / clip_threshold)
         m <- beta1 m + (1 - beta1) u,  u <- m                      where beta1
         p <- p - a weight_decay p - u
+
+    R, C and V are float64 for float64 parameters and float32 for all others: g^2 is 0 in float16 below |g| = 2e-4.
 
     Args:
         params, learning_rate, weight_decay, loss_scale: As for `Optimizer`; learning_rate is None where relative_step.
@@ -34,6 +38,8 @@ class AdaFactor(Optimizer):
 
     Source: Shazeer & Stern 2018, arXiv:1804.04235; `mindspore.nn.AdaFactor`.
     """
+
+    filters_names: ClassVar[bool] = False  # one flag for all of them, as in MindSpore
 
     def __init__(
         self,
@@ -77,8 +83,10 @@ class AdaFactor(Optimizer):
         rates = self.get_lr() if self.is_group_lr else (self.get_lr(),) * len(self.parameters)
         gradients = self.gradients_centralization(self.scale_grad(gradients))
         for i, (p, g, lr, decay) in enumerate(zip(self.parameters, gradients, rates, self.get_weight_decay())):
+            if not p.size:  # whose means are NaN
+                continue
             with on_device_of(p.data):
-                real = np.float64 if p.dtype == np.float64 else np.float32
+                real = real_of(p)
                 self._update(p, g.astype(real), self._rate(p, lr, real), real(decay), i)
         return True
 
@@ -118,14 +126,13 @@ def _rms(x: Any) -> Any:
 
 def _second_moments(p: Parameter) -> list[Parameter]:
     if p.ndim < 2:
-        return [_zeros(p, "exp_avg_sq", p.shape)]
-    return [_zeros(p, "exp_avg_sq_row", p.shape[:-1]), _zeros(p, "exp_avg_sq_col", (*p.shape[:-2], p.shape[-1]))]
+        return [_zeros(p, "exp_avg_sq", p.shape, real_of(p))]
+    row, column = p.shape[:-1], (*p.shape[:-2], p.shape[-1])
+    return [_zeros(p, "exp_avg_sq_row", row, real_of(p)), _zeros(p, "exp_avg_sq_col", column, real_of(p))]
 
 
 def _zeros(p: Parameter, prefix: str, shape: tuple[int, ...], dtype: Any = None) -> Parameter:
-    """A state where the parameter is: p's values are as many as any of its states has."""
+    """A state where the parameter is."""
     with on_device_of(p.data):
-        count = int(np.prod(shape))
-        data = p.data.reshape(-1)[:count].astype(dtype or p.dtype).reshape(shape)
-        data[...] = 0
+        data = module_of(p.data).zeros(shape, dtype or p.dtype)
     return Parameter(data, f"{prefix}.{p.name}", p.requires_grad)

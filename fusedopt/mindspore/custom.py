@@ -15,6 +15,7 @@ from fusedopt.layout import on_device_of
 from fusedopt.mindspore.arguments import ABOVE_ZERO, a_decay, a_number, a_rate
 from fusedopt.mindspore.groups import grouped, not_decayed
 from fusedopt.schedules import mindspore as schedules
+from fusedopt.schedules.options import checked_step
 
 
 class Cell(ABC):
@@ -114,6 +115,7 @@ class Optimizer(Cell):
     """
 
     takes_rows: ClassVar[bool] = False  # no SparseGradient
+    filters_names: ClassVar[bool] = True  # parameters without groups are not decayed where named beta or gamma
 
     def __init__(self, learning_rate: Any, parameters: Any, weight_decay: Any = 0.0, loss_scale: Any = 1.0) -> None:
         super().__init__()
@@ -131,9 +133,11 @@ class Optimizer(Cell):
         self._given = given.order
         self.parameters = ParameterTuple(map(_computing, given.order))
         entries = [places[id(parameter)] for parameter in given.order]
+        self._learning_rate = rate
         self._rates = [entry.get("lr", rate) for entry in entries]
+        filters = self.filters_names and not given.are_groups
         self._decays = [
-            0.0 if not given.are_groups and not_decayed(p.name) else entry.get("weight_decay", decay)
+            0.0 if filters and not_decayed(p.name) else entry.get("weight_decay", decay)
             for p, entry in zip(given.order, entries)
         ]
         self._centralized = [entry.get("grad_centralization", False) for entry in entries]
@@ -166,8 +170,9 @@ class Optimizer(Cell):
 
     def get_lr(self) -> Any:
         """The learning rate of this step; where groups have their own, a tuple with each parameter's."""
-        rates = [at_step(rate, self.global_step) for rate in self._rates]
-        return tuple(rates) if self.is_group_lr else rates[0]
+        if self.is_group_lr:
+            return tuple(at_step(rate, self.global_step) for rate in self._rates)
+        return at_step(self._learning_rate, self.global_step)
 
     def get_weight_decay(self) -> tuple[float, ...]:
         """The weight decay of this step, for each parameter."""
@@ -176,7 +181,7 @@ class Optimizer(Cell):
     def decay_weight(self, gradients: Sequence[Any]) -> tuple[Any, ...]:
         """Gradients plus decay times parameter, and times loss_scale, which `scale_grad` takes out again."""
         decays = [decay * self.loss_scale for decay in self.get_weight_decay()]
-        return tuple(g + p.data * d if d else g for g, p, d in zip(gradients, self.parameters, decays))
+        return tuple(_decayed(g, p, d) if d else g for g, p, d in zip(gradients, self.parameters, decays))
 
     def gradients_centralization(self, gradients: Sequence[Any]) -> tuple[Any, ...]:
         """Gradients without their mean over all axes but the first, in the groups that ask for it."""
@@ -187,10 +192,11 @@ class Optimizer(Cell):
 
     def scale_grad(self, gradients: Sequence[Any]) -> tuple[Any, ...]:
         """Gradients divided by loss_scale."""
-        return tuple(gradients) if self.loss_scale == 1 else tuple(g / self.loss_scale for g in gradients)
+        return tuple(gradients) if self.loss_scale == 1 else tuple(unscaled(g, self.loss_scale) for g in gradients)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, and copies of all Parameters that the subclass has made, by name, on the host."""
+        """The step, and copies of all Parameters that the subclass has made, by name, on the host: attributes, and what
+        is in their tuples, lists and dicts. The second of a name is `name.1`."""
         return {"global_step": self.global_step} | {
             name: backend_of(parameter.data).host(parameter.data) for name, parameter in self._states()
         }
@@ -200,27 +206,70 @@ class Optimizer(Cell):
         states = dict(self._states())
         if set(state_dict) != {"global_step", *states}:
             raise KeyError(f"the state dict has {', '.join(state_dict)}; needed are global_step, {', '.join(states)}.")
-        for name, parameter in states.items():
-            if np.shape(state_dict[name]) != parameter.shape:
-                raise ValueError(f"{name} has shape {np.shape(state_dict[name])} and not {parameter.shape}.")
+        loaded = {name: _loaded(name, parameter, state_dict[name]) for name, parameter in states.items()}
+        step = checked_step(state_dict["global_step"], "global_step")
         for name, parameter in states.items():
             with on_device_of(parameter.data):
-                parameter.data[...] = backend_of(parameter.data).asarray(np.asarray(state_dict[name], parameter.dtype))
-        self.global_step = int(state_dict["global_step"])
+                parameter.data[...] = loaded[name]
+        self.global_step = step
 
     def _states(self) -> Iterator[tuple[str, Parameter]]:
-        own = [value for key, value in vars(self).items() if key != "parameters"]
-        for value in own:
-            for item in _parameters_in(value):
-                yield str(item.name), item
+        """Each Parameter of the subclass's own once, with a name that no other has."""
+        seen = {id(parameter) for parameter in (*self.parameters, *self._given)}
+        counts = {"global_step": 0}
+        for item in _parameters_in(vars(self)):
+            if id(item) in seen:
+                continue
+            seen.add(id(item))
+            name = unique = str(item.name)
+            while unique in counts:
+                counts[name] += 1
+                unique = f"{name}.{counts[name]}"
+            counts[unique] = 0
+            yield unique, item
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for computing, given in zip(self.parameters, self._given):
+            given.owner = self
+            if computing is not given:  # each was copied with its array; they have one again
+                computing.__init__(given.data, given.name, given.requires_grad)  # type: ignore[misc]  # the same object
+
+
+def real_of(array: Any) -> Any:
+    """What arrays and parameters are computed in: half precision ends at 65,504, or has 8 bits."""
+    return np.float64 if array.dtype == np.float64 else np.float32
+
+
+def unscaled(gradient: Any, scale: float) -> Any:
+    """A gradient divided by a scale, rounded once."""
+    real = real_of(gradient)
+    return (gradient.astype(real) / real(scale)).astype(gradient.dtype)
+
+
+def _decayed(gradient: Any, parameter: Parameter, decay: float) -> Any:
+    real = real_of(gradient)
+    return (gradient.astype(real) + parameter.data.astype(real) * real(decay)).astype(gradient.dtype)
+
+
+def _loaded(name: str, parameter: Parameter, value: Any) -> Any:
+    """A saved array where the parameter is."""
+    if np.shape(value) != parameter.shape:
+        raise ValueError(f"{name} has shape {np.shape(value)} and not {parameter.shape}.")
+    try:
+        host = np.asarray(value, parameter.dtype)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be an array of {parameter.dtype}, got {value!r}.") from None
+    with on_device_of(parameter.data):
+        return backend_of(parameter.data).asarray(host)
 
 
 def _parameters_in(value: Any) -> Iterator[Parameter]:
-    """A Parameter, or those of a tuple, also of tuples."""
+    """A Parameter, or those of a tuple, a list or a dict, also of such in it."""
     if isinstance(value, Parameter):
         yield value
-    elif isinstance(value, tuple):
-        for item in value:
+    elif isinstance(value, (tuple, list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _parameters_in(item)
 
 

@@ -87,7 +87,7 @@ class Fused(fusedopt.optimizer.Optimizer):
         rates = {id(p): rate for group, rate in zip(self._groups, self.group_rates()) for p in group["params"]}
         if self.is_group_lr:
             return tuple(rates[id(parameter)] for parameter in self.parameters_in_order)
-        return rates[id(self._order[0])]
+        return rates[id(self._order[0])] if self._order else self.group_rates()[0]
 
     def get_weight_decay(self) -> tuple[float, ...]:
         """The weight decay of the coming step, for each parameter."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from fusedopt.clipping import norm_of
+from fusedopt.groups import Group
 from fusedopt.layout import on_device_of
 from fusedopt.mindspore.arguments import a_flag, a_float
-from fusedopt.mindspore.custom import Optimizer, at_step
+from fusedopt.mindspore.custom import Optimizer, at_step, real_of, unscaled
 from fusedopt.mindspore.fused import Fused
 from fusedopt.parameter import Parameter
 
@@ -28,7 +27,7 @@ class LARS:
     It is array code around a kernel: `fusedopt.LARS` is all of it, with momentum, as kernels.
 
     Args:
-        optimizer: One of this module.
+        optimizer: One of this module, but LazyAdam, whose gradients of some rows have no norm here.
         epsilon: Added to the divisor.
         coefficient: Trust coefficient.
         use_clip: See above.
@@ -47,12 +46,33 @@ class LARS:
     ) -> None:
         if not isinstance(optimizer, Fused):
             raise TypeError(f"LARS wraps an optimizer of fusedopt.mindspore, got {type(optimizer).__name__}.")
+        if optimizer.takes_rows:
+            raise TypeError(f"LARS takes dense gradients, got {type(optimizer).__name__}, which takes rows; wrap Adam.")
         self.epsilon, self.coefficient = a_float("LARS: epsilon", epsilon), a_float("LARS: coefficient", coefficient)
         self.use_clip, self.optimizer = a_flag("LARS: use_clip", use_clip), optimizer
-        self._adapted = {parameter for parameter in optimizer.parameters() if lars_filter(parameter)}
-        self._scales = [group.rule.loss_scale for group in optimizer.param_groups]
-        self._decays = [group.schedules.get("weight_decay", group["weight_decay"]) for group in optimizer.param_groups]
-        for group in optimizer.param_groups:
+        self._filter = lars_filter
+        self._adapted: set[Parameter] = set()
+        self._scales: list[float] = []  # of each group
+        self._decays: list[Any] = []
+        self._take_over(optimizer.param_groups)
+
+    def _take_over(self, groups: Iterable[Group]) -> None:
+        """Adapt their parameters, and have their loss scales and weight decays here."""
+        self._adapted |= {parameter for group in groups for parameter in group["params"] if self._filter(parameter)}
+        for group in groups:
+            self._scales.append(group.rule.loss_scale)
+            self._decays.append(group.schedules.get("weight_decay", group["weight_decay"]))
+            group.update(weight_decay=0.0, loss_scale=1.0)
+
+    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
+        """Add a group to the other optimizer; its parameters are adapted and its weight decay is taken over."""
+        self.optimizer.add_param_group(param_group)
+        self._take_over(self.optimizer.param_groups[-1:])
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As the other optimizer does; weight decays and loss scales stay those that were taken over."""
+        self.optimizer.load_state_dict(state_dict)
+        for group in self.optimizer.param_groups:
             group.update(weight_decay=0.0, loss_scale=1.0)
 
     def __getattr__(self, name: str) -> Any:
@@ -76,7 +96,7 @@ class LARS:
                 if parameter.grad is not None:
                     with on_device_of(parameter.data):
                         if scale != 1:
-                            parameter.grad[...] = parameter.grad / parameter.dtype.type(scale)
+                            parameter.grad[...] = unscaled(parameter.grad, scale)
                         if parameter in self._adapted:
                             self._adapt(parameter, decay, rate)
         self.optimizer.step()
@@ -87,8 +107,9 @@ class LARS:
         ratio = 1.0
         if of_data > 0 and of_gradient > 0:
             ratio = self.coefficient * of_data / (of_gradient + decay * of_data + self.epsilon)
-            ratio = min(ratio / rate, 1.0) if self.use_clip else ratio
-        real = np.float64 if parameter.dtype == np.float64 else np.float32
+            if self.use_clip:
+                ratio = min(ratio / rate, 1.0) if rate > 0 else 1.0
+        real = real_of(parameter)
         decayed = parameter.grad.astype(real) + real(decay) * parameter.data.astype(real)
         parameter.grad[...] = decayed * real(ratio)
 

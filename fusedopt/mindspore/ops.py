@@ -6,6 +6,8 @@ All other operations are NumPy's or CuPy's: gradients are arrays, and so is `par
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -133,25 +135,37 @@ def _rmsprop(
     var: Any, mean_gradient: Any, mean_square: Any, moment: Any, grad: Any, lr: Any, decay: Any, momentum: Any, eps: Any
 ) -> Any:
     momentum = _number(momentum)
-    if momentum == 0:  # the rule keeps no buffer then; a share of 1 of zeros is the same
-        assign(moment, 0)
-    functional.rmsprop(
-        value_of(var),
-        value_of(grad),
-        value_of(mean_square),
-        value_of(moment),
-        value_of(mean_gradient),
-        step=1,
-        in_place=True,
-        lr=_number(lr),
-        alpha=_number(decay),
-        momentum=momentum or 1.0,
-        eps=_number(eps),
-        centered=mean_gradient is not None,
-        eps_inside_sqrt=True,
-        lr_in_momentum=True,
-    )
+    with _zeros_in(moment) if momentum == 0 else contextlib.nullcontext():
+        functional.rmsprop(
+            value_of(var),
+            value_of(grad),
+            value_of(mean_square),
+            value_of(moment),
+            value_of(mean_gradient),
+            step=1,
+            in_place=True,
+            lr=_number(lr),
+            alpha=_number(decay),
+            momentum=momentum or 1.0,
+            eps=_number(eps),
+            centered=mean_gradient is not None,
+            eps_inside_sqrt=True,
+            lr_in_momentum=True,
+        )
     return var
+
+
+@contextlib.contextmanager
+def _zeros_in(moment: Any) -> Iterator[None]:
+    """For a momentum of 0, with which the rule keeps no buffer: a share of 1 of zeros is the same. What was there comes
+    back where an argument is refused."""
+    before = value_of(moment).copy()
+    assign(moment, 0)
+    try:
+        yield
+    except BaseException:
+        assign(moment, before)
+        raise
 
 
 def _number(value: Any) -> Any:

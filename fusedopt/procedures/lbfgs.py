@@ -118,14 +118,14 @@ class QuasiNewton(Optimizer):
 
     @property
     def state(self) -> Mapping[Parameter, dict[str, Any]]:
-        """The history, under the first parameter, as torch has it; empty before the first step."""
+        """The history, under the first parameter, as torch has it; empty before the first step, or without any."""
         entry = self._history.entry(self._options.history_size)
-        return {self._params[0]: entry} if entry else {}
+        return {self._params[0]: entry} if entry and self._params else {}
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of history and hyperparameters: NumPy arrays on the host, in torch's structure."""
         saved = super().state_dict()
-        if entry := self._history.entry(self._options.history_size):
+        for entry in self.state.values():
             saved["state"] = {0: {name: self._on_host(value) for name, value in entry.items()}}
         return saved
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from fusedopt.procedures.line_search import Line, Point, strong_wolfe
+from fusedopt.rules.hyperparameter import Interval
 from fusedopt.rules.lbfgs import LBFGS
 
 LEAST_CURVATURE = 1e-10  # of a pair, s.y: below, the inverse Hessian would not stay positive
@@ -206,7 +207,7 @@ def history_of(entry: Mapping[str, Any], what: str, vector: Callable[[str, Any],
 
     Raises:
         KeyError: Something is missing.
-        ValueError: Something is unknown, or no pairs go together.
+        ValueError, TypeError: Something is unknown, no number of its range, or no pairs go together.
     """
     if not entry:
         return History()
@@ -225,12 +226,16 @@ def history_of(entry: Mapping[str, Any], what: str, vector: Callable[[str, Any],
     for name in _VECTORS:
         setattr(history, name, vector(f"{what}: {name}", entry[name]))
     for name in _LISTS:
-        setattr(history, name, [vector(f"{what}: {name}[{i}]", item) for i, item in enumerate(entry[name])])
-    history.ro = [float(value) for value in entry["ro"]]
+        items = enumerate(_items(f"{what}: {name}", entry[name]))
+        setattr(history, name, [vector(f"{what}: {name}[{i}]", item) for i, item in items])
+    ro = enumerate(_items(f"{what}: ro", entry["ro"]))
+    history.ro = [_number(f"{what}: ro[{i}]", value, Interval("[0, inf)")) for i, value in ro]
     if not len(history.ro) == len(history.old_dirs) == len(history.old_stps):
         raise ValueError(f"{what} has old_dirs, old_stps and ro of different lengths; they are pairs.")
-    history.t, history.H_diag, history.prev_loss = (float(entry[name]) for name in ("t", "H_diag", "prev_loss"))
-    history.al = [float(value) for value in entry.get("al", ()) if value is not None][: len(history.ro)]
+    history.t, history.prev_loss = (_number(f"{what}: {name}", entry[name]) for name in ("t", "prev_loss"))
+    history.H_diag = _number(f"{what}: H_diag", entry["H_diag"], Interval("(0, inf)"))
+    al = [value for value in _items(f"{what}: al", entry.get("al", ())) if value is not None]
+    history.al = [_number(f"{what}: al", value) for value in al][: len(history.ro)]
     return history
 
 
@@ -243,8 +248,25 @@ def first_entry(saved: Any) -> Mapping[str, Any]:
     return entry if isinstance(entry, Mapping) else {}
 
 
+def _items(what: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{what} must be a list, got {value!r}; load what state_dict() returned.")
+    return value
+
+
+def _number(what: str, value: Any, interval: Interval | None = None) -> float:
+    """A number, or an array of one; of any value where there is no interval: a loss may have been NaN."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{what} must be a number, got {value!r}.") from None
+    if interval is not None and number not in interval:
+        raise ValueError(f"{what} must be in {interval.text}, got {number}.")
+    return number
+
+
 def _count(what: str, value: Any) -> int:
-    number = float(value)
+    number = _number(what, value)
     if not (number >= 0 and number % 1 == 0):
         raise ValueError(f"{what} must be a whole number from 0, got {value!r}.")
     return int(number)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from fusedopt.rules.rule import Rule, is_flag
+from fusedopt.rules.hyperparameter import is_flag
+from fusedopt.rules.rule import Rule
 from fusedopt.schedules.schedule import Table
 
 Function = Callable[[int], Any]
@@ -110,7 +111,7 @@ def check_lengths(groups: Iterable[Mapping[str, Function]]) -> None:
         raise ValueError(f"sequences with a value for each step must be of one length; {said}.")
 
 
-def checked_step(value: Any) -> int:
+def checked_step(value: Any, what: str = STEP) -> int:
     """A count of steps, from a state dict or a user.
 
     Raises:
@@ -119,7 +120,7 @@ def checked_step(value: Any) -> int:
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{STEP} must be a whole number from 0, got {value!r}.")
+        raise TypeError(f"{what} must be a whole number from 0, got {value!r}.")
     if not (value >= 0 and value % 1 == 0):
-        raise ValueError(f"{STEP} must be a whole number from 0, got {value!r}.")
+        raise ValueError(f"{what} must be a whole number from 0, got {value!r}.")
     return int(value)

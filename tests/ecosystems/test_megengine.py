@@ -219,6 +219,16 @@ def test_a_group_added_later_has_state_and_steps(make):
     assert len(optimizer.param_groups) == 2
 
 
+def test_what_holds_for_the_whole_optimizer_does_not_change_in_a_group():
+    optimizer = optim.Adam(linear(), lr=0.1)
+    for changed in (optimizer, copy.deepcopy(optimizer)):
+        group = changed.param_groups[0]
+        with pytest.raises(KeyError, match="'amsgrad' is no option of a group of Adam"):
+            group["amsgrad"] = True
+        group.update(dict(group), lr=0.2)  # what is there may be put back
+        assert (group["lr"], group["amsgrad"]) == (0.2, False)
+
+
 def test_what_holds_for_the_whole_optimizer_is_no_option_of_a_group():
     with pytest.raises(KeyError, match=r"group 0: 'nesterov' is no option .* lr, momentum, weight_decay; it holds"):
         optim.SGD([{"params": linear(), "nesterov": True}], lr=0.1, momentum=0.9)
@@ -400,6 +410,7 @@ def test_a_parameter_that_is_not_trained_is_in_the_state_dict():
         (lambda s: s["param_groups"][0].update(maximize=False), ValueError, "has maximize beyond"),
         (lambda s: s["param_groups"][0].pop("lr"), ValueError, "it lacks lr"),
         (lambda s: s["param_groups"][0].update(initial_lr=0.1), ValueError, "make the scheduler before you load"),
+        (lambda s: s["state"][1].update(more=0), ValueError, "parameter 1 has 'more' beyond"),
         (lambda s: s["state"].update({2: {}}), ValueError, "states of 3 parameters and the optimizer of 2"),
         (lambda s: s["state"].pop(1), KeyError, "parameter 1 lacks .* it has nothing"),
         (lambda s: s["state"][1].popitem(), KeyError, "parameter 1 lacks"),
@@ -520,6 +531,23 @@ def test_it_goes_as_the_kernel_does():
     ours, theirs = optim.SGD(linear(), lr=0.01, momentum=0.9, weight_decay=0.5), Momentum(linear(), 0.01, 0.9, 0.5)
     for fused, written in zip(trained(ours, 5), trained(theirs, 5)):
         np.testing.assert_allclose(fused, written, rtol=1e-5, atol=1e-6)
+
+
+def test_a_group_whose_states_cannot_be_made_is_not_added():
+    class Fails(Momentum):
+        def _create_state(self, param_group):
+            super()._create_state(param_group)
+            if param_group["momentum"] == 0:
+                raise ZeroDivisionError
+
+    first, second = linear()
+    optimizer = Fails([first], lr=0.1, momentum=0.9)
+    before = optimizer.state_dict()
+    with pytest.raises(ZeroDivisionError):
+        optimizer.add_param_group({"params": [second], "momentum": 0})
+    assert same(optimizer.state_dict(), before)
+    optimizer.add_param_group({"params": [second]})  # nothing has taken it
+    assert second.owner is optimizer
 
 
 def test_its_states_are_loaded_with_their_dtypes():

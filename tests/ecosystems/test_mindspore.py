@@ -700,6 +700,34 @@ def test_adafactor_is_resumed_and_keeps_a_first_moment_of_half_the_size():
     assert all(map(np.array_equal, values_of(parameters), values_of(others)))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_adafactors_second_moments_do_not_underflow(dtype):
+    small = Parameter(np.zeros((2, 3), dtype), name="matrix"), Parameter(np.zeros(3, dtype), name="vector")
+    optimizer = nn.AdaFactor(small, relative_step=False, learning_rate=0.5, scale_parameter=False, beta1=None)
+    optimizer(tuple(np.full(p.shape, 1e-5, p.dtype) for p in small))  # whose square is 1e-10, and float16's least 6e-8
+    for parameter in small:
+        np.testing.assert_allclose(parameter.data.astype(float), -0.5, rtol=1e-2)
+    kept = "float64" if dtype == "float64" else "float32"
+    states = optimizer.state_dict()
+    assert {str(states[name].dtype) for name in states if name.startswith("exp_avg_sq")} == {kept}
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 3), (0,)])
+def test_adafactor_steps_over_what_is_empty(shape):
+    empty, one = Parameter(np.zeros(shape)), Parameter(np.ones(2))
+    optimizer = nn.AdaFactor([empty, one])
+    optimizer((np.zeros(shape), np.ones(2)))
+    assert (one.data < 1).all()
+    assert not any(np.isnan(value).any() for value in optimizer.state_dict().values())
+
+
+def test_adafactor_decays_every_parameter():
+    parameters = net()
+    nn.AdaFactor(parameters, weight_decay=0.5, beta1=None)(tuple(np.zeros(p.shape) for p in parameters))
+    changed = [not np.array_equal(p.data, q.data) for p, q in zip(parameters, net())]
+    assert changed == [True] * 5
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
@@ -763,6 +791,35 @@ def test_lars_clips_to_the_learning_rate_in_force_and_lets_zeros_be():
     np.testing.assert_allclose(one.data, np.full(4, 99.875), rtol=1e-12)  # 12.5 / 0.125 is cut to 1
 
 
+def test_lars_divides_by_a_scale_past_float16():
+    one = Parameter(np.zeros(2, np.float16), name="bias")
+    nn.LARS(nn.SGD([one], 1.0, loss_scale=2.0**20))((np.full(2, 2.0**15, np.float16),))
+    assert one.data.tolist() == [-(2.0**-5)] * 2
+
+
+def test_lars_clips_at_a_rate_of_zero():
+    one = Parameter(np.ones(2), name="weight")
+    optimizer = nn.LARS(nn.SGD([one], [0.0, 0.5], loss_scale=2.0), coefficient=0.125, use_clip=True)
+    optimizer((np.ones(2),))
+    assert one.data.tolist() == [1, 1]
+    assert one.grad.tolist() == [0.5, 0.5]
+
+
+def test_lars_takes_over_groups_that_are_added_and_what_is_loaded():
+    ours, theirs = net(), net()
+    first = nn.LARS(nn.Momentum(ours[:1], 0.1, 0.9, weight_decay=0.5, loss_scale=2.0), coefficient=0.5)
+    first.add_param_group({"params": ours[1:], "weight_decay": 0.25})
+    groups = [{"params": theirs[:1], "weight_decay": 0.5}, {"params": theirs[1:], "weight_decay": 0.25}]
+    inner = nn.Momentum(groups, 0.1, 0.9, loss_scale=2.0)
+    bare = inner.state_dict()
+    second = nn.LARS(inner, coefficient=0.5)
+    second.load_state_dict(bare)
+    assert [(group["weight_decay"], group.rule.loss_scale) for group in inner.param_groups] == [(0.0, 1.0)] * 2
+    for optimizer in (first, second):
+        optimizer(gradients_of(ours))
+    assert all(map(np.array_equal, values_of(ours), values_of(theirs)))
+
+
 def test_copies_of_lars_go_on_as_the_original():
     parameters = net()
     optimizer = nn.LARS(nn.Momentum(parameters, 0.1, 0.9, weight_decay=0.5), coefficient=0.5)
@@ -781,6 +838,7 @@ def test_copies_of_lars_go_on_as_the_original():
     ("make", "error"),
     [
         (lambda p: nn.LARS(p), TypeError),
+        (lambda p: nn.LARS(nn.LazyAdam(p)), TypeError),
         (lambda p: nn.LARS(nn.SGD(p), epsilon=1), TypeError),
         (lambda p: nn.LARS(nn.SGD(p), coefficient=-1.0), ValueError),
         (lambda p: nn.LARS(nn.SGD(p), use_clip=1), TypeError),
@@ -823,6 +881,16 @@ def test_apply_rmsprop_and_its_centered_form_with_its_own_order(centered, moment
     np.testing.assert_allclose(var.data, p - new_m, rtol=1e-13)
     np.testing.assert_allclose(moment, new_m, rtol=1e-13)
     np.testing.assert_allclose(square, new_s, rtol=1e-14)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_refused_arguments_of_apply_rmsprop_change_no_moment(centered):
+    p, s, m, a, g = np.ones((5, 3))
+    arrays = (p, a, s, m, g[:2], 0.1) if centered else (p, s, m, 0.1, g[:2])
+    apply = ops.ApplyCenteredRMSProp() if centered else ops.ApplyRMSProp()
+    with pytest.raises(ValueError):
+        apply(*arrays, 0.9, 0.0, 1e-3)
+    assert m.tolist() == [1, 1, 1]
 
 
 # --- an optimizer of one's own
@@ -927,6 +995,77 @@ def test_ones_own_optimizer_takes_steps_and_is_resumed():
         resumed.load_state_dict({"global_step": 1})
     with pytest.raises(ValueError, match=r"moments\.fc\.bias has shape"):
         resumed.load_state_dict({**saved, "moments.fc.bias": np.zeros(3)})
+
+
+def test_states_of_one_name_or_none_are_told_apart():
+    class Kept(nn.Optimizer):
+        def __init__(self, params):
+            super().__init__(0.1, params)
+            self.own = self.parameters  # not its own
+            self.moments = list(self.parameters.clone("m", "zeros"))
+            self.again = tuple(self.moments)
+            self.by_name = {"count": Parameter(np.zeros(()), name="global_step")}
+
+        def construct(self, gradients):
+            for moment, gradient in zip(self.moments, gradients):
+                ops.assign(moment, gradient)
+
+    optimizer = Kept([Parameter(np.zeros(2)) for _ in range(3)])
+    optimizer(tuple(np.full(2, i + 1.0) for i in range(3)))
+    saved = optimizer.state_dict()
+    assert list(saved) == ["global_step", "m.None", "m.None.1", "m.None.2", "global_step.1"]
+    resumed = Kept([Parameter(np.zeros(2)) for _ in range(3)])
+    resumed.load_state_dict(saved)
+    assert [moment.data.tolist() for moment in resumed.moments] == [[1, 1], [2, 2], [3, 3]]
+    assert resumed.global_step == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"global_step": "two"}, TypeError, "global_step must be a whole number from 0"),
+        ({"global_step": 0.5}, ValueError, "global_step must be a whole number from 0"),
+        ({"moments.fc.bias": np.zeros(3)}, ValueError, r"moments\.fc\.bias has shape"),
+        ({"moments.fc.bias": ["a", "b"]}, TypeError, r"moments\.fc\.bias must be an array of float64"),
+    ],
+)
+def test_a_wrong_state_of_ones_own_optimizer_changes_nothing(change, error, message):
+    optimizer = Momentum(net(), 0.1)
+    before = optimizer.state_dict()
+    ones = {name: np.ones_like(value) for name, value in before.items() if name != "global_step"}
+    with pytest.raises(error, match=message):
+        optimizer.load_state_dict({"global_step": 7, **ones, **change})
+    after = optimizer.state_dict()
+    assert all(np.array_equal(after[name], value) for name, value in before.items())
+
+
+def test_copies_of_ones_own_optimizer_train_their_model():
+    optimizer = Momentum([fusedopt.Parameter(p.data, p.name) for p in net()], 0.1)
+    optimizer.first = optimizer.parameters[0]
+    gradients = gradients_of(net())
+    for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        model = copied._given
+        copied(gradients)
+        assert all(own.data is given.data for own, given in zip(copied.parameters, model))
+        assert copied.first is copied.parameters[0]
+        assert not np.array_equal(model[0].data, net()[0].data)
+        with pytest.raises(ValueError, match="another optimizer"):
+            nn.SGD(model)
+
+
+def test_half_gradients_of_ones_own_optimizer_survive_large_scales():
+    one = Parameter(np.full(2, 0.25, np.float16))
+    optimizer = MomentumOpt([one], 0.1, 0.9, weight_decay=1.0, loss_scale=2.0**17)
+    (decayed,) = optimizer.decay_weight((np.zeros(2, np.float16),))
+    assert decayed.tolist() == [2.0**15] * 2
+    (scaled,) = optimizer.scale_grad((decayed,))
+    assert scaled.tolist() == [0.25] * 2
+    assert scaled.dtype == np.float16
+
+
+@pytest.mark.parametrize("make", [nn.SGD, lambda p: Momentum(p, 0.1)])
+def test_the_learning_rate_of_no_parameters(make):
+    assert make([{"params": []}]).get_lr() == 0.1
 
 
 def test_ones_own_optimizer_refuses_what_does_not_fit():
