@@ -18,6 +18,7 @@ from fusedopt.schedules import LinearWarmup
     ("module", "name", "message"),
     [
         (fusedopt, "Lamb", r"^module 'fusedopt' has no attribute 'Lamb'; did you mean 'LAMB'\?$"),
+        (fusedopt, "SPARSEADAM", r"; did you mean 'SparseAdam'\?$"),
         (fusedopt, "nothing", r"^module 'fusedopt' has no attribute 'nothing'\.$"),
         (fusedopt.torch, "Lamb", r"^module 'fusedopt\.torch' has no attribute 'Lamb'; did you mean 'LAMB'\?$"),
         (
