@@ -125,8 +125,9 @@ class QuasiNewton(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """A copy of history and hyperparameters: NumPy arrays on the host, in torch's structure."""
         saved = super().state_dict()
-        for entry in self.state.values():
-            saved["state"] = {0: {name: self._on_host(value) for name, value in entry.items()}}
+        saved["state"] = {
+            0: {name: self._on_host(value) for name, value in entry.items()} for entry in self.state.values()
+        }
         return saved
 
     def _on_host(self, value: Any) -> Any:
