@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fusedopt.optimizers import RULES
-from fusedopt.rules.rule import Rule, is_flag
+from fusedopt.rules.hyperparameter import is_flag
+from fusedopt.rules.rule import Rule
 from fusedopt.tracing import trace
 from fusedopt.traffic import traffic
 

@@ -238,15 +238,24 @@ def _number(what: str, value: Any, whole: bool) -> float:
 
 
 def _array(what: str, value: Any, parameter: Parameter) -> Any:
+    if hasattr(value, "dtype") and tuple(value.shape) != parameter.shape:
+        raise ValueError(f"{what} has shape {tuple(value.shape)} and the parameter {parameter.shape}.")
+    return checked_array(what, value, parameter.dtype)
+
+
+def checked_array(what: str, value: Any, dtype: np.dtype[Any]) -> Any:
+    """The value, where it is an array of the parameter's dtype.
+
+    Raises:
+        TypeError: It is something else.
+    """
     if not hasattr(value, "shape") or not isinstance(getattr(value, "dtype", None), np.dtype):
         kind = type(value).__name__
         raise TypeError(f"{what} must be a NumPy array, got {kind}; convert it, as with tensor.numpy().")
-    if tuple(value.shape) != parameter.shape:
-        raise ValueError(f"{what} has shape {tuple(value.shape)} and the parameter {parameter.shape}.")
-    if value.dtype != parameter.dtype:
+    if value.dtype != dtype:
         raise TypeError(
-            f"{what} has dtype {value.dtype} and the parameter {parameter.dtype}; nothing is cast silently: convert it "
-            f"with .astype({parameter.dtype.name!r}) where that is meant."
+            f"{what} has dtype {value.dtype} and the parameter {dtype}; nothing is cast silently: convert it with "
+            f".astype({dtype.name!r}) where that is meant."
         )
     return value
 

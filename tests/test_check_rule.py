@@ -14,6 +14,7 @@ from fusedopt.backends import backend_of
 from fusedopt.backends.numpy import NumpyPlan
 from fusedopt.rules import Rule, State, Values, hyperparameter, power, sign
 from fusedopt.testing import CHECKS, check_rule, machines, subject
+from fusedopt.tracing import TracingError
 from step_checks import NAdam
 
 WITHOUT_NUMBA = ("numba bits",)  # it compiles for seconds
@@ -173,6 +174,48 @@ class NotDecorated(Good):
     momentum: float = hyperparameter(0.5, "[0, 1)")
 
 
+@dataclass(frozen=True)
+class UnusedOfTwo(Good):
+    betas: tuple[float, float] = hyperparameter((0.9, 0.99), "[0, 1)", "the second is never read")
+
+    def scalars(self, step, a):
+        return Values(**vars(Good.scalars(self, step, a)) | {"beta": self.betas[0] * self.beta})
+
+
+@dataclass(frozen=True)
+class MaximizeOfAPart(Good):
+    maximize: bool = hyperparameter(False, "raise the objective; it negates the average's share alone")
+
+    def update(self, p, g, s, c):
+        p, new = Good.update(self, p, -g if self.maximize else g, s, c)
+        return p - 0.5 * c.lr * g, new
+
+
+def of_zero_by_zero(p, g, m, c):
+    m = c.beta * m + g
+    return p - c.lr * m / np.absolute(m), m
+
+
+def by_the_root_of_zero(p, g, m, c):
+    m = c.beta * m + g * g
+    return p - c.lr * g / np.sqrt(m), m
+
+
+def imprecise_result(self, p, g, s, c):
+    p, new = Good.update(self, p, g, s, c)
+    return p, Values(slow=(p + 1e6) - 1e6, **vars(new))
+
+
+def with_state_named(name):
+    """Good whose state has another name."""
+
+    def renamed(self, p, g, s, c):
+        p, new = Good.update(self, p, g, Values(exp_avg=getattr(s, name)), c)
+        return p, Values(**{name: new.exp_avg})
+
+    return wrong(state=(name,), update=renamed)
+
+
 PLANTED = [
     (NotDecorated, "declaration", "rule NotDecorated must be decorated with @dataclass(frozen=True)."),
     (
@@ -202,6 +245,16 @@ PLANTED = [
         "hyperparameters",
         "hyperparameter 'eps' of Unused changes nothing in 12 steps, whatever its",
     ),
+    (
+        UnusedOfTwo,
+        "hyperparameters",
+        "hyperparameter 'betas[1]' of UnusedOfTwo changes nothing in 12 steps, whatever its value; use self.betas[1]",
+    ),
+    (MaximizeOfAPart, "maximize", "takes other steps than with maximize=False and the negative gradient: negate g"),
+    (update(of_zero_by_zero), "zero gradient", "of a parameter whose first gradient is zero, as that of a word"),
+    (update(by_the_root_of_zero), "zero gradient", "look for 0 / 0. Add to what divides, as np.sqrt(v) + c.eps"),
+    (with_state_named("class"), "tracing", "a state is named 'class'; a name is no keyword and begins with no"),
+    (with_state_named("_x"), "tracing", "a state is named '_x'; a name is no keyword and begins with no underscore"),
     (UnusedFlag, "hyperparameters", "flag 'nesterov' of UnusedFlag changes nothing in 12 steps"),
     (update(cancelling), "precision", "units in the last place from float64 after 5 steps, allowed are 80: move what"),
     (update(rooted), "precision", "makes infinity or NaN of ordinary numbers in float64 within 5 steps: look for"),
@@ -283,6 +336,84 @@ class Averaging(Good):
 def test_a_state_that_is_a_result_is_named_so():
     assert "If it is a result" in check_rule(Averaging, raise_on_failure=False, without=WITHOUT_NUMBA)["states"].detail
     check_rule(Averaging, results=("average",), without=WITHOUT_NUMBA)
+
+
+def test_the_precision_of_a_state_that_is_a_result_counts_too():
+    rule = wrong(state=("exp_avg", "slow"), update=imprecise_result)
+    report = check_rule(rule, results=("slow",), raise_on_failure=False, without=WITHOUT_NUMBA)
+    assert [failure.name for failure in report.failures] == ["precision"]
+    assert report["precision"].detail.startswith("'slow' of Wrong(decay=0.1) in float32 is ")
+
+
+@pytest.mark.parametrize("name", ["class", "_x"])
+def test_a_state_that_is_no_field_of_a_result_is_refused_by_a_call_too(name):
+    with pytest.raises(TracingError, match=f"Wrong: a state is named '{name}'; a name is no keyword"):
+        fusedopt.functional.apply(with_state_named(name)(), np.ones(2), np.ones(2), step=1)
+
+
+@dataclass(frozen=True)
+class Narrow(Rule):
+    """Right, with ranges that hold few of the numbers which others have, and with a counter of outliers."""
+
+    lr: float = hyperparameter(1e-3, "[1e-3, 1]", "learning rate")
+    beta: float = hyperparameter(0.999, "[0.99, 1)", "of the average")
+    t0: float = hyperparameter(1e5, "[1e4, inf)", "steps in which lr halves")
+    limit: float = hyperparameter(100.0, "[10, inf)", "of what is no outlier")
+
+    state = ("exp_avg", "outliers")
+
+    def scalars(self, step, a):
+        return Values(lr=self.lr / (1 + step / self.t0), beta=self.beta, rest=1 - self.beta, limit=self.limit)
+
+    def update(self, p, g, s, c):
+        out = np.absolute(g) > c.limit
+        m = np.where(out, s.exp_avg, c.beta * s.exp_avg + c.rest * g)
+        return p - c.lr * m, Values(exp_avg=m, outliers=np.where(out, s.outliers + 1, s.outliers))
+
+
+def test_a_right_rule_of_narrow_ranges_and_rare_events_passes():
+    report = check_rule(Narrow, results=("outliers",), without=WITHOUT_NUMBA)
+    assert report["hyperparameters"].detail == "lr, beta, t0, limit: each counts"
+    assert report["schedule"].outcome == "passed"
+
+
+@dataclass(frozen=True)
+class Restarts(Good):
+    period: float = hyperparameter(50.0, "[20, 1000]", "steps before lr falls")
+
+    def scalars(self, step, a):
+        values = Good.scalars(self, step, a)
+        values.lr = np.where(step > self.period, 0.1 * values.lr, values.lr)
+        return values
+
+
+@dataclass(frozen=True)
+class Fixed(Good):
+    rate: float = hyperparameter(0.25, "[0.25, 0.25]", "it has one value alone")
+
+
+def test_a_hyperparameter_that_may_count_later_or_has_one_value_alone_is_a_note():
+    for rule, words in ((Restarts, "'period' of Restarts changes nothing in 12 steps"), (Fixed, "no other value")):
+        check = check_rule(rule, without=WITHOUT_NUMBA)["hyperparameters"]
+        assert (check.outcome, words in check.detail) == ("note", True)
+
+
+@dataclass(frozen=True)
+class TwoRates(Good):
+    lr: tuple[float, float] = hyperparameter((1e-3, 1e-2), "[0, inf)", "learning rates of both parts")
+
+    def scalars(self, step, a):
+        return Values(lr=self.lr[0], beta=self.beta, decay=self.lr[1] * self.decay)
+
+
+def test_a_rule_with_several_learning_rates_has_none_to_schedule():
+    assert check_rule(TwoRates, without=WITHOUT_NUMBA)["schedule"].detail == "lr is no single number"
+
+
+def test_a_zero_gradient_that_the_callers_numbers_make_nan_is_a_note():
+    check = check_rule(fusedopt.Adam, eps=0.0, without=WITHOUT_NUMBA)["zero gradient"]
+    assert check.outcome == "note"
+    assert re.match(r"Adam\(eps=0\.0\) makes NaN or infinity of a .* gradient is zero; Adam\(\) does not", check.detail)
 
 
 @dataclass(frozen=True)

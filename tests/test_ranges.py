@@ -9,7 +9,7 @@ import torch
 
 import fusedopt.torch
 from fusedopt import Parameter
-from fusedopt.rules.rule import is_flag
+from fusedopt.rules.hyperparameter import is_flag
 
 # Option: its default, and the numbers that it may be; of a tuple, those of each place.
 LR_OF_ADAM, BETAS = (1e-3, "[0, inf)"), ((0.9, 0.999), "[0, 1)")

@@ -21,7 +21,7 @@ from cases import (
     ordinary,
 )
 from fusedopt import rules
-from fusedopt.rules.rule import is_flag
+from fusedopt.rules.hyperparameter import is_flag
 from fusedopt.tracing import trace
 
 

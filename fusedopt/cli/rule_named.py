@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from fusedopt import rules
-from fusedopt.rules.rule import is_flag
+from fusedopt.rules.hyperparameter import is_flag
 
 
 def _rules_in(module: ModuleType) -> dict[str, type[rules.Rule]]:
@@ -65,10 +65,21 @@ def _name_rules_of(path: str) -> NoReturn:
 
 
 def _module(place: str) -> ModuleType:
-    path = Path(place)
-    sys.path.insert(0, str(path.parent.resolve()))  # as `python file.py` and `python -m module` do
-    if path.suffix != ".py":
-        return importlib.import_module(place)
+    """The module or file, executed.
+
+    Raises:
+        ImportError, OSError: It cannot be read.
+        TypeError, ValueError: A rule in it is declared wrong; the message says in which line.
+    """
+    sys.path.insert(0, str(Path(place).parent.resolve()))  # as `python file.py` and `python -m module` do
+    try:
+        return _of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(_told(error)) from error
+
+
+def _of_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
     assert spec is not None, "a path that ends in .py has a loader"
     assert spec.loader is not None
@@ -76,21 +87,22 @@ def _module(place: str) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
-    except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(_of_file(error, path)) from error
+    except BaseException:
+        del sys.modules[spec.name]  # half of it would be what `import` finds next
+        raise
     return module
 
 
-def _of_file(error: Exception, path: Path) -> str:
-    """The message, with the line of the file that was being executed; with a cure where dataclasses have none."""
-    traceback, line = error.__traceback__, 0
+def _told(error: Exception) -> str:
+    """The message, with the file and line that was being executed, and a cure where dataclasses have none."""
+    traceback, place = error.__traceback__, ""
     while traceback is not None:
-        if traceback.tb_frame.f_code.co_filename == str(path.resolve()):
-            line = traceback.tb_lineno
+        code, package = traceback.tb_frame.f_code, str(traceback.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        if package not in ("fusedopt", "importlib", "dataclasses"):
+            place = f" ({Path(code.co_filename).name}:{traceback.tb_lineno})"
         traceback = traceback.tb_next
     cure = ": decorate a rule with @dataclass(frozen=True)" if "cannot inherit non-frozen" in str(error) else ""
-    return f"{error}{cure} ({path.name}:{line})"
+    return f"{error}{cure}{place}"
 
 
 def dashed(words: Iterable[str]) -> list[str]:

@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fusedopt.rules.rule import Interval
+from fusedopt.rules.hyperparameter import Interval
 
 FROM_ZERO, ABOVE_ZERO = Interval("[0, inf)"), Interval("(0, inf)")
 OPEN_UNIT, HALF_OPEN_UNIT = Interval("(0, 1)"), Interval("[0, 1)")

@@ -18,7 +18,7 @@ from fusedopt.layout import Arena, ArenaSpan
 from fusedopt.parameter import Parameter
 from fusedopt.procedures.procedure import Procedure, SpanPlan
 from fusedopt.rules.adafactor import Adafactor
-from fusedopt.state_dict import LiveState
+from fusedopt.state_dict import LiveState, checked_array
 
 Moments = dict[str, Any]
 NAMES = {*Adafactor.moment_shapes((1,)), *Adafactor.moment_shapes((1, 1))}
@@ -61,7 +61,7 @@ def _second_moment(moments: Moments, eps: float) -> Any:
 
 
 def _rms(xp: Any, x: Any) -> Any:
-    return xp.linalg.norm(x.reshape(-1)) / math.sqrt(math.prod(x.shape))
+    return xp.linalg.norm(x) / math.sqrt(math.prod(x.shape))
 
 
 def _larger(xp: Any, x: Any, least: float) -> Any:
@@ -221,12 +221,6 @@ class Factoring(Procedure):
 
 
 def _copied(memory: Any, dtype: np.dtype[Any], what: str, value: Any) -> Any:
-    if not isinstance(getattr(value, "dtype", None), np.dtype):
-        raise TypeError(f"{what} must be a NumPy array, got {type(value).__name__}; convert it: tensor.numpy().")
-    if value.dtype != dtype:
-        raise TypeError(
-            f"{what} has dtype {value.dtype} and the parameter {dtype}; nothing is cast silently: convert it with "
-            f".astype({dtype.name!r}) where that is meant."
-        )
+    array = checked_array(what, value, dtype)
     with memory.here():
-        return memory.asarray(np.array(value.get() if hasattr(value, "get") else value))
+        return memory.asarray(np.array(array.get() if hasattr(array, "get") else array))

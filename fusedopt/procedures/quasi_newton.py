@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from fusedopt.procedures.line_search import Line, Point, strong_wolfe
+from fusedopt.rules.hyperparameter import Interval
 from fusedopt.rules.lbfgs import LBFGS
-from fusedopt.rules.rule import Interval
 
 LEAST_CURVATURE = 1e-10  # of a pair, s.y: below, the inverse Hessian would not stay positive
 

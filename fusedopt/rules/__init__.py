@@ -15,6 +15,7 @@ from fusedopt.rules.arithmetic import sign as sign
 from fusedopt.rules.arithmetic import smaller as smaller
 from fusedopt.rules.asgd import ASGD as ASGD
 from fusedopt.rules.ftrl import FTRL as FTRL
+from fusedopt.rules.hyperparameter import hyperparameter as hyperparameter
 from fusedopt.rules.lamb import LAMB as LAMB
 from fusedopt.rules.lars import LARS as LARS
 from fusedopt.rules.lbfgs import LBFGS as LBFGS
@@ -29,7 +30,6 @@ from fusedopt.rules.rprop import Rprop as Rprop
 from fusedopt.rules.rule import Rule as Rule
 from fusedopt.rules.rule import State as State
 from fusedopt.rules.rule import Values as Values
-from fusedopt.rules.rule import hyperparameter as hyperparameter
 from fusedopt.rules.sgd import SGD as SGD
 from fusedopt.rules.sparse_adam import LazyAdam as LazyAdam
 from fusedopt.rules.sparse_adam import SparseAdam as SparseAdam

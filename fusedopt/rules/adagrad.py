@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fusedopt.rules.rule import Rule, State, Values, hyperparameter
+from fusedopt.rules.hyperparameter import hyperparameter
+from fusedopt.rules.rule import Rule, State, Values
 
 
 @dataclass(frozen=True)

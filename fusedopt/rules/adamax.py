@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from fusedopt.rules.arithmetic import larger, power
-from fusedopt.rules.rule import Rule, Values, hyperparameter
+from fusedopt.rules.hyperparameter import hyperparameter
+from fusedopt.rules.rule import Rule, Values
 
 
 @dataclass(frozen=True)

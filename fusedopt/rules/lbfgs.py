@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fusedopt.rules.hyperparameter import hyperparameter
 from fusedopt.rules.procedure import Procedure
-from fusedopt.rules.rule import hyperparameter
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fusedopt.rules.hyperparameter import hyperparameter
 from fusedopt.rules.procedure import Procedure
-from fusedopt.rules.rule import hyperparameter
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from fusedopt.rules.rule import Rule, is_flag
+from fusedopt.rules.hyperparameter import is_flag
+from fusedopt.rules.rule import Rule
 from fusedopt.schedules.schedule import Table
 
 Function = Callable[[int], Any]

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from fusedopt.rules.rule import Interval
+from fusedopt.rules.hyperparameter import Interval
 
 
 def number(interval: str, default: Any = dataclasses.MISSING) -> Any:

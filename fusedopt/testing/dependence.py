@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fusedopt.rules.rule import Rule, is_flag
+from fusedopt.rules.hyperparameter import is_flag
+from fusedopt.rules.rule import Rule
 from fusedopt.testing.mathematics import MANY_STEPS, SIZE, begun, gradients
 from fusedopt.testing.report import Failure, Note
 from fusedopt.testing.runs import Plain

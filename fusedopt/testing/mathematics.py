@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fusedopt.rules.rule import Rule, check_declaration, is_flag
+from fusedopt.rules.hyperparameter import is_flag
+from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.testing.report import Failure, Note
 from fusedopt.testing.runs import Plain
 from fusedopt.testing.subject import Array, Subject, changed, differ, ordinary, shown, unequal

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fusedopt.rules.rule import Interval, Rule, is_flag
+from fusedopt.rules.hyperparameter import Interval, is_flag
+from fusedopt.rules.rule import Rule
 from fusedopt.tracing import Traced, trace
 
 Array = np.ndarray[Any, Any]

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from fusedopt.groups import changed_rule
-from fusedopt.rules.rule import Rule, is_flag
+from fusedopt.rules.hyperparameter import is_flag
+from fusedopt.rules.rule import Rule
 from fusedopt.torch import places
 from fusedopt.torch.tensors import number_of
 

@@ -109,10 +109,20 @@ def names_of(group: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _tensor(what: str, value: Any, parameter: torch.Tensor) -> torch.Tensor:
+    if isinstance(value, torch.Tensor) and value.shape != parameter.shape:
+        raise ValueError(f"{what} has shape {tuple(value.shape)} and the parameter {tuple(parameter.shape)}.")
+    return checked_tensor(what, value, parameter)
+
+
+def checked_tensor(what: str, value: Any, parameter: torch.Tensor) -> torch.Tensor:
+    """The value, where it is a tensor whose kind and dtype go with the parameter's.
+
+    Raises:
+        TypeError: It is no tensor, or of a dtype that does not.
+        ValueError: One of the two is a DTensor, say, and the other is not.
+    """
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{what} must be a tensor, got {type(value).__name__}; convert it, as with torch.from_numpy.")
-    if value.shape != parameter.shape:
-        raise ValueError(f"{what} has shape {tuple(value.shape)} and the parameter {tuple(parameter.shape)}.")
     if is_plain(type(value)) != is_plain(type(parameter)):
         kinds = f"{type(value).__name__} and the parameter a {type(parameter).__name__}"
         raise ValueError(f"{what} is a {kinds}; use torch.distributed.checkpoint.state_dict.set_state_dict.")

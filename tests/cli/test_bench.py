@@ -392,11 +392,11 @@ def test_every_rule_and_one_of_ones_own_can_be_measured(
     (tmp_path / "own.py").write_text(OWN)
     own = f"{tmp_path}/own.py:Plain"
     rows = benched(
-        "--optimizer", "Lion", own, "--size", "2K", "--tensors", "2", "--peers", "fusedopt", "the", "torch for"
+        "--optimizer", "Lion", own, "LAMB", "--size", "2K", "--tensors", "2", "--peers", "fusedopt", "the", "torch for"
     )
     ways = ("fusedopt", "fusedopt, numba", "fusedopt, NumPy", "fusedopt.torch", "the rule, unfused")
     here = [way for way in ways if way != "fusedopt, numba" or importlib.util.find_spec("numba")]
-    for optimizer, size in (("Lion", 20), (own, 12)):
+    for optimizer, size in (("Lion", 20), (own, 12), ("LAMB", 28 + 16)):
         found = [row for row in rows if row["optimizer"] == optimizer]
         assert [row["peer"] for row in found] == here
         assert {row["bytes_a_step"] for row in found} == {size * 2_000}

@@ -238,6 +238,8 @@ def test_a_rule_that_is_declared_wrong_is_told_how_and_where(
     told = capsys.readouterr().err
     assert message in told
     assert re.search(r" \(own_rules\.py:\d+\)$", told)
+    assert main(["kernel", "own_rules:Halve"]) == 2  # as a module, from the folder that is in sys.path by now
+    assert capsys.readouterr().err == told
 
 
 def test_a_file_without_a_class_is_told_which_it_has(

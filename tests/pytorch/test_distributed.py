@@ -336,3 +336,18 @@ def test_tensor_parallel_layers_train_as_one_process_does(two_processes, case, c
     results = two_processes(workers.tensor_parallel, run, range(STEPS))
     assert_all_same(results, in_one_process(run))
     assert "norm.weight" in results[0].notes  # a sum over the processes that is still to be done
+
+
+# --- a procedure -----------------------------------------------------------------------------------------------------
+
+ADAFACTOR = Training(ours.Adafactor, {"lr": 0.05, "weight_decay": 0.1})
+
+
+def test_adafactors_means_are_those_of_whole_tensors(two_processes):
+    """torch's raises for a sharded matrix, and takes a sharded vector's part for all of it."""
+    assert_all_same(two_processes(workers.fsdp, ADAFACTOR, range(STEPS)), in_one_process(ADAFACTOR))
+
+
+@pytest.mark.parametrize("kind", ["sharded", "full", "full, broadcast"])
+def test_adafactor_goes_on_from_a_checkpoint(worlds, tmp_path, kind):
+    assert_resumes(worlds, tmp_path, ADAFACTOR, ADAFACTOR, kind)

@@ -11,8 +11,8 @@ import torch
 from fusedopt.procedures.adafactor import checked_moments, entries_in, stepped, without_moments
 from fusedopt.rules.adafactor import Adafactor
 from fusedopt.torch.procedures.procedure import Procedure
-from fusedopt.torch.state_dict import names_of
-from fusedopt.torch.tensors import number_of, storable, untraced
+from fusedopt.torch.state_dict import checked_tensor, names_of
+from fusedopt.torch.tensors import number_of, placements, untraced
 
 
 class Factoring(Procedure):
@@ -74,16 +74,16 @@ def _step_tensor(p: torch.Tensor, gradient: torch.Tensor, entry: dict[str, Any],
         torch.finfo(p.dtype).eps if rule.eps[0] is None else rule.eps[0],
     )
     for name, moment in moments.items():
-        entry[name].copy_(moment)
-    p.copy_(new)
+        _write(entry[name], moment)
+    _write(p, new)
+
+
+def _write(tensor: torch.Tensor, value: Any) -> None:
+    """Copy what was computed: where a DTensor is sharded, it may be whole, as sums over the shards are."""
+    if placements(tensor) != placements(value):
+        value = value.redistribute(placements=placements(tensor))
+    tensor.copy_(value)
 
 
 def _copied(p: torch.Tensor, what: str, value: Any) -> torch.Tensor:
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{what} must be a tensor, got {type(value).__name__}; convert it, as with torch.from_numpy.")
-    if not storable(value.dtype, p.dtype):
-        raise TypeError(
-            f"{what} has {value.dtype}, which does not go with a parameter of {p.dtype}; nothing is cast silently: "
-            f"convert it where that is meant."
-        )
-    return value.to(p.device, copy=True)
+    return checked_tensor(what, value, p).to(p.device, copy=True)
