@@ -126,7 +126,8 @@ class QuasiNewton(Optimizer):
         """A copy of history and hyperparameters: NumPy arrays on the host, in torch's structure."""
         saved = super().state_dict()
         saved["state"] = {
-            0: {name: self._on_host(value) for name, value in entry.items()} for entry in self.state.values()
+            number: {name: self._on_host(value) for name, value in entry.items()}
+            for number, entry in enumerate(self.state.values())  # of the first parameter alone
         }
         return saved
 
