@@ -125,8 +125,10 @@ class QuasiNewton(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """A copy of history and hyperparameters: NumPy arrays on the host, in torch's structure."""
         saved = super().state_dict()
-        for entry in self.state.values():
-            saved["state"] = {0: {name: self._on_host(value) for name, value in entry.items()}}
+        saved["state"] = {
+            number: {name: self._on_host(value) for name, value in entry.items()}
+            for number, entry in enumerate(self.state.values())  # of the first parameter alone
+        }
         return saved
 
     def _on_host(self, value: Any) -> Any:
