@@ -71,17 +71,24 @@ def loaded_steps(
     """
     steps = []
     for number, (extra, rule, schedules, some) in enumerate(zip(extras, rules, scheduled, entries)):
-        saved = extra.pop(STEP, None)
+        saved, key = extra.pop(STEP, None), rule.step_key
+        taken = 0 if key is None else int(max((entry[key] for entry in some if entry), default=0))
         if saved is not None:
             with of_group(number, " of the state dict"):
                 steps.append(checked_step(saved))
             if not schedules:
                 _warn_of_lost_schedules(number, rule, steps[-1])
+            elif taken > steps[-1]:  # torch keeps the key, and does not count
+                warnings.warn(
+                    f"param group {number} of the state dict has {STEP} {steps[-1]}, and its parameters have had "
+                    f"{taken} steps: another library has taken some. Schedules go on from {steps[-1]}; set "
+                    f"group[{STEP!r}] where that is wrong.",
+                    stacklevel=4,
+                )
             continue
-        key = rule.step_key
         if key is None and schedules:
             warn_of_no_count(f"param group {number} of the state dict lacks {STEP!r}", rule, 0, stacklevel=5)
-        steps.append(0 if key is None else int(max((entry[key] for entry in some if entry), default=0)))
+        steps.append(taken)
     return steps
 
 

@@ -255,6 +255,17 @@ def test_without_a_saved_step_the_parameters_say_it_or_a_warning():
         saved_and_loaded(plain)
 
 
+def test_steps_that_another_library_has_taken_are_told():
+    """torch keeps the key of a dict that it loads, and writes it back as it was."""
+    optimizer = train(CPU, Adam(parameters(CPU), lr=halves), 3)
+    state_dict = optimizer.state_dict()
+    state_dict["param_groups"][0]["schedule_step"] = 1
+    with pytest.warns(UserWarning, match="has schedule_step 1, and its parameters have had 3 steps") as seen:
+        optimizer.load_state_dict(state_dict)
+    assert [record.filename for record in seen] == [__file__]
+    assert optimizer.param_groups[0]["schedule_step"] == 1
+
+
 def test_groups_without_schedules_are_printed_and_saved_as_before():
     optimizer = train(CPU, SGD(parameters(CPU), lr=0.1), 2)
     assert "schedule" not in repr(optimizer) + repr(optimizer.state_dict())
