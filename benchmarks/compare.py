@@ -170,6 +170,7 @@ def _timer(command: str) -> Any:
 def fresh_python(*arguments: str) -> str:
     """The output of a fresh Python that finds this checkout."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment["PYTHONDONTWRITEBYTECODE"] = ""  # an import is timed as of an installed package, which is compiled
     command = [sys.executable, *arguments]
     return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
