@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar, overload
 import numpy as np
 
 from fusedopt import state_dict as _state_dict
-from fusedopt.backends import Backend, Plan, backend_of
+from fusedopt.backends import Backend, Steps, backend_of
 from fusedopt.groups import Group, check_norm, groups_of, of_group, scheduled_rule
 from fusedopt.layout import Arena, ArenaSpan, Changes, device_of, spans_of
 from fusedopt.parameter import Parameter, check_takes_rows
@@ -131,7 +131,7 @@ class Optimizer:
         self._arenas: list[list[Arena]] = []  # of each group
         self._backends: dict[str, Backend] = {}  # by device
         self.changes = Changes()
-        self._plans: list[Plan] = []
+        self._plans: list[Steps] = []
         self._forget_plans()
 
     def _forget_plans(self) -> None:
@@ -223,7 +223,7 @@ class Optimizer:
         """What a plan is made for; None where it is a procedure, which reads its rule at every step."""
         return None if rule.procedure else trace(rule)
 
-    def _plan(self, backend: Backend, spans: Sequence[ArenaSpan]) -> Plan:
+    def _plan(self, backend: Backend, spans: Sequence[ArenaSpan]) -> Steps:
         """Spans on one device made ready to be updated."""
         return backend.plan(spans)
 

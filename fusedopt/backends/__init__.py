@@ -20,17 +20,21 @@ from fusedopt.layout import Memory, Span
 CHOICES = ("auto", "cuda", "numba", "numpy")
 
 
-class Plan(Protocol):
+class Steps(Protocol):
     """Spans made ready to be updated, again and again."""
 
     def refresh(self) -> None:
         """Take over the numbers of the groups' rules; their flags are as they were."""
 
-    def move(self, addresses: Sequence[int]) -> None:
-        """Read the gradients from elsewhere: an address for each span, of memory of its size and dtype."""
-
     def step(self, grad_scale: Any, found_inf: Any, write_back: bool = False) -> None:
         """Update every span once; where `write_back`, gradients are left divided by the scale."""
+
+
+class Plan(Steps, Protocol):
+    """Spans whose gradients may be elsewhere at each step."""
+
+    def move(self, addresses: Sequence[int]) -> None:
+        """Read the gradients from elsewhere: an address for each span, of memory of its size and dtype."""
 
 
 class Backend(Memory, Protocol):

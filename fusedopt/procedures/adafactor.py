@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from fusedopt.backends import Backend, Plan, module_of
+from fusedopt.backends import Backend, Steps, module_of
 from fusedopt.layout import Arena, ArenaSpan
 from fusedopt.parameter import Parameter
 from fusedopt.procedures.procedure import Procedure, SpanPlan
@@ -180,7 +180,7 @@ class Factoring(Procedure):
         super()._begin()
         self._moments: dict[Parameter, Moments] = {}
 
-    def _plan(self, backend: Backend, spans: Sequence[ArenaSpan]) -> Plan:
+    def _plan(self, backend: Backend, spans: Sequence[ArenaSpan]) -> Steps:
         return SpanPlan(spans, partial(_step_some, self._moments))
 
     @property

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fusedopt.backends import Backend, Plan, module_of
+from fusedopt.backends import Backend, Steps, module_of
 from fusedopt.layout import Arena, ArenaSpan
 from fusedopt.procedures.procedure import Procedure, SpanPlan
 from fusedopt.rules.muon import Muon
@@ -84,5 +84,5 @@ class Orthogonalizing(Procedure):
                 "Muon: ns_dtype='bfloat16' is for torch tensors: NumPy has no such products; leave it out."
             )
 
-    def _plan(self, backend: Backend, spans: Sequence[ArenaSpan]) -> Plan:
+    def _plan(self, backend: Backend, spans: Sequence[ArenaSpan]) -> Steps:
         return SpanPlan(spans, _step_some)

@@ -20,10 +20,6 @@ class SpanPlan:
     def refresh(self) -> None:
         """Nothing to do: rules are read at every step."""
 
-    def move(self, addresses: Sequence[int]) -> None:
-        # Of tensors, which are not in arenas.
-        raise NotImplementedError
-
     def step(self, grad_scale: Any, found_inf: Any, write_back: bool = False) -> None:
         """Update every parameter once; the optimizer has refused scales."""
         for span in self._spans:

@@ -150,6 +150,7 @@ class Rule:
         Args:
             p, g, s, c: As `update` has them, without what `ratios` adds to c.
         """
+        # Asked of rules that declare reductions alone, and of such a one that is not finished.
         raise NotImplementedError(f"rule {type(self).__name__} has reductions and no method terms(self, p, g, s, c)")
 
     def ratios(self, r: Any, c: Any) -> Values:
@@ -159,6 +160,7 @@ class Rule:
             r: The sums by name.
             c: What `scalars` returned.
         """
+        # As in `terms`.
         raise NotImplementedError(f"rule {type(self).__name__} has reductions and no method ratios(self, r, c)")
 
     @property

@@ -63,6 +63,7 @@ class Schedule:
 
     def value(self, step: int) -> float:
         """The value of a step that is known to be a whole number from 0."""
+        # Of a schedule of one's own that is not finished; `Schedule` itself has no values.
         raise NotImplementedError(f"{type(self).__name__} has no method value(self, step)")
 
     def scaled(self, factor: float) -> Schedule:
