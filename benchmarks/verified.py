@@ -9,6 +9,7 @@ from typing import Any
 from fusedopt import rules
 from fusedopt.backends.device import kernel_texts
 from fusedopt.cuda_text import Variant, rule_text
+from fusedopt.storage import storage_of
 from fusedopt.tracing import trace
 from record import RESULTS, digest
 
@@ -20,7 +21,7 @@ def kernel_hashes() -> dict[str, str]:
     """A SHA-256 for each file in `kernels/`, and for the text that is generated for Adam with its defaults."""
     source, headers = kernel_texts()
     adam = rules.Adam()
-    variant = Variant(trace(adam), "float32", "float32", "float32")
+    variant = Variant(trace(adam), storage_of(adam, "float32", "float32", 1))
     generated = rule_text([variant], adam.number_names(), len(adam.scalar_state), len(adam.all_states()))
     texts = {"fused_step.cu": source, **headers, GENERATED: generated}
     return {name: digest([(name, text)]) for name, text in sorted(texts.items())}

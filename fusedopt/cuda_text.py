@@ -11,6 +11,7 @@ import numpy as np
 from fusedopt.rules.arithmetic import exponent, power, scaled
 from fusedopt.rules.stages import ROW, SLOTS
 from fusedopt.statements import CONSTANT, INPUT, OPERATORS, WHERE, Program
+from fusedopt.storage import Storage
 from fusedopt.tracing import Traced
 
 EXPRESSIONS = OPERATORS | {
@@ -35,25 +36,15 @@ class Variant:
 
     Args:
         traced: The rule with its flags.
-        parameter: dtype name of the parameter: float32, float64, float16 or bfloat16.
-        gradient: dtype name of the gradient.
-        state: dtype name of the states.
+        storage: How its arrays are kept.
     """
 
     traced: Traced
-    parameter: str
-    gradient: str
-    state: str
-
-    @property
-    def real(self) -> str:
-        """dtype name of the arithmetic: float64 for float64 parameters, else float32."""
-        return "float64" if self.parameter == "float64" else "float32"
+    storage: Storage
 
     @property
     def title(self) -> str:
-        stored = (self.parameter, self.gradient, self.state)
-        return f"{self.traced.title}, {', '.join(stored if len(set(stored)) > 1 else stored[:1])}"
+        return f"{self.traced.title}, {self.storage.title}"
 
 
 def rule_text(variants: Sequence[Variant], hyperparameters: Sequence[str], scalars: int, states: int) -> str:
@@ -117,10 +108,10 @@ def _struct(name: str, variant: Variant, hyperparameters: Sequence[str]) -> list
     return [
         f"// {variant.title}",
         f"struct {name} {{",
-        f"  typedef {STORED[variant.real]} real;",
-        f"  typedef {STORED[variant.parameter]} Parameter;",
-        f"  typedef {STORED[variant.gradient]} Gradient;",
-        f"  typedef {STORED[variant.state]} State;",
+        f"  typedef {STORED[variant.storage.real]} real;",
+        f"  typedef {STORED[variant.storage.parameter.dtype]} Parameter;",
+        f"  typedef {STORED[variant.storage.gradient.dtype]} Gradient;",
+        f"  typedef {STORED[(variant.storage.states or (variant.storage.parameter,))[0].dtype]} State;",
         f"  static constexpr int states = {len(traced.states)};  // {', '.join(traced.states) or 'none'}",
         *_masks(traced),
         f"  struct Constants {{ real {', '.join(traced.constants)}; }};",

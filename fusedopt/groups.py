@@ -94,6 +94,11 @@ class Group(dict[str, Any]):
                 raise KeyError(self.rule.unknown_option(key))
             if key in self.refused and new[key] != getattr(self.rule, key):
                 raise KeyError(self.refused[key])
+            if key in known and known[key].metadata["storage"] and new[key] != getattr(self.rule, key):
+                raise ValueError(
+                    f"{type(self.rule).__name__}: {key} says how the arrays are kept that are there; make a new "
+                    f"optimizer with {key}={new[key]!r}, and load this one's state dict into it."
+                )
         steps = checked_step(new.pop(STEP)) if STEP in new else self.steps
         given = {key: value for key, value in new.items() if key in known}
         schedules = schedules_in(type(self.rule), given)

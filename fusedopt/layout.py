@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from fusedopt.eight_bits import encoded_constant
+from fusedopt.rounding import widen
+from fusedopt.storage import MASTER, SCALE, Storage, blocks_of, dtype_of, kept_state, keys_of, storage_of
+
 if TYPE_CHECKING:
     from fusedopt.parameter import Parameter
     from fusedopt.rules.rule import Rule
@@ -83,8 +87,8 @@ class Span(Protocol):
         """Of the parameter, in the order in which its elements lie; of several, flat."""
 
     @property
-    def dtypes(self) -> tuple[str, str, str]:
-        """dtype names of the parameter, the gradient and the states."""
+    def storage(self) -> Storage:
+        """How its arrays are kept."""
 
     @property
     def parameter(self) -> Any: ...
@@ -94,7 +98,8 @@ class Span(Protocol):
 
     @property
     def states(self) -> Sequence[Any]:
-        """In the order of the rule's kept states."""
+        """In the order of the rule's kept states, then what lies beside the parameter and the states, as
+        `Storage.beside` says."""
 
     @property
     def counters(self) -> Any:
@@ -103,6 +108,10 @@ class Span(Protocol):
     @property
     def parameters(self) -> int:
         """How many rows."""
+
+    @property
+    def number(self) -> int:
+        """Of its first parameter in the optimizer, from 0: random numbers are drawn for it."""
 
 
 def device_of(array: Any) -> str:
@@ -178,24 +187,45 @@ class Arena:
     Attributes:
         group: The param group, whose rule is read at each step.
         parameters: They lie in this order.
+        numbers: Of each of them in the optimizer.
         data, gradients: Flat arrays; each parameter's `data` and `grad` are views of them.
-        states: Flat arrays by name, made when a step first needs them.
+        states: What is kept beside them: flat arrays by state dict key, made when a step first needs them.
         counters: float64 (parameters, 2 + scalar states): step, scalar state, and a place for the kernel's ticket.
         presence: Which parameters have a gradient, and which are trained.
         cohorts: A number a parameter; equal numbers have had the same steps attempted, so their counters are equal.
     """
 
-    def __init__(self, memory: Memory, group: HasRule, parameters: Sequence[Parameter], changes: Changes) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        group: HasRule,
+        parameters: Sequence[Parameter],
+        changes: Changes,
+        numbers: Sequence[int],
+    ) -> None:
         self.memory, self.group, self.parameters = memory, group, tuple(parameters)
-        self.dtype = parameters[0].dtype
+        self.numbers = tuple(numbers)
+        self.dtype, self.grad_dtype = parameters[0].dtype, parameters[0].grad_dtype
         self.sizes = [parameter.size for parameter in parameters]
-        self.offsets, length = offsets_of(self.sizes, self.dtype.itemsize)
-        self.data, self.gradients = memory.zeros(length, self.dtype), memory.zeros(length, self.dtype)
+        unit = min(self.dtype.itemsize, self.grad_dtype.itemsize)
+        self.offsets, length = offsets_of(self.sizes, unit)
+        self._block_offsets, self._blocks = offsets_of([blocks_of(size) for size in self.sizes], 4)
+        self.data, self.gradients = memory.zeros(length, self.dtype), memory.zeros(length, self.grad_dtype)
         self.states: dict[str, Any] = {}
         self.initial = np.array([0.0, *group.rule.scalar_state.values(), 0.0])
         self.counters = memory.asarray(np.tile(self.initial, (len(parameters), 1)))
         self.presence = Presence(len(parameters), changes)
         self.cohorts = np.full(len(parameters), NO_HISTORY, np.int64)
+
+    @property
+    def storage(self) -> Storage:
+        """How the arrays of each of its parameters are kept."""
+        return storage_of(self.group.rule, self.dtype.name, self.grad_dtype.name, max(self.sizes))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """State dict keys of all that a step needs beside parameters and gradients, in a span's order."""
+        return keys_of(self.group.rule, self.storage)
 
     def take_parameters(self) -> None:
         """Move the parameters' values and gradients into the buffers."""
@@ -207,28 +237,56 @@ class Arena:
         start = self.offsets[index]
         return buffer[start : start + self.sizes[index]].reshape(self.parameters[index].shape)
 
-    def state(self, name: str) -> Any:
-        """The flat buffer of a state; when it is new, full of the rule's initial value."""
-        if name not in self.states:
-            self.states[name] = self.memory.zeros(len(self.data), self.dtype)
-            initial = self._initial_states()[name]
+    def part(self, key: str, index: int, buffer: Any = None) -> Any:
+        """One parameter's part of what is kept under a key: in its shape, or a scale for each block.
+
+        Args:
+            buffer: A copy of the flat array that is kept, to take the part of.
+        """
+        buffer = self.states[key] if buffer is None else buffer
+        if not self._in_blocks(key):
+            return self.view(buffer, index)
+        start = self._block_offsets[index]
+        return buffer[start : start + blocks_of(self.sizes[index])]
+
+    def _in_blocks(self, key: str) -> bool:
+        return key.endswith(SCALE) and key.removesuffix(SCALE) in {state.name for state in self.group.rule.all_states()}
+
+    def state(self, key: str) -> Any:
+        """The flat buffer of what is kept under a key; when it is new, full of what it starts from."""
+        if key not in self.states:
+            dtype = np.dtype(dtype_of(self.group.rule, key, self.dtype.name, max(self.sizes)))
+            length = self._blocks if self._in_blocks(key) else len(self.data)
+            self.states[key] = self.memory.zeros(length, dtype)
+            initial = self._initial(key)
             if initial != 0:
                 with self.memory.here():
-                    self.states[name].fill(initial)
-        return self.states[name]
+                    self.states[key].fill(initial)
+        return self.states[key]
 
     def begin(self, new: np.ndarray[Any, Any]) -> None:
-        """Start the state of parameters without history from what the rule says now."""
+        """Start what is kept of parameters without history from what the rule says now, and masters from them."""
+        starting = np.flatnonzero(new & (self.cohorts == NO_HISTORY)).tolist()
         changing = {state.name for state in self.group.rule.all_states() if state.initial != 0}
-        for name, initial in self._initial_states().items():
-            if name in self.states and name in changing:  # the buffer is full of what it was when it was made
-                with self.memory.here():
-                    for index in np.flatnonzero(new & (self.cohorts == NO_HISTORY)).tolist():
-                        self.view(self.states[name], index)[...] = initial
+        changing |= {f"{name}{SCALE}" for name in changing}  # buffers are full of what it was when they were made
+        with self.memory.here():
+            for key in [key for key in self.states if key in changing]:
+                for index in starting:
+                    self.part(key, index)[...] = self._initial(key)
+            if MASTER in self.keys:
+                master = self.state(MASTER)
+                for index in starting:
+                    widen(self.view(self.data, index), self.view(master, index))
 
-    def _initial_states(self) -> dict[str, float]:
+    def _initial(self, key: str) -> float:
+        """What each element of a buffer is at first."""
         rule = self.group.rule
-        return {state.name: rule.initial(state) for state in rule.all_states()}
+        for state in rule.all_states():
+            if key in (state.name, f"{state.name}{SCALE}"):
+                kept = kept_state(rule, state, self.dtype.name, max(self.sizes))
+                value = rule.initial(state)
+                return encoded_constant(value, kept)[key != state.name] if kept.codes else value
+        return 0.0
 
     def part_cohorts(self, stepping: np.ndarray[Any, Any]) -> None:
         """Number the cohorts of those that step afresh: from here on, the others of a cohort have another history."""
@@ -269,9 +327,8 @@ class ArenaSpan:
         return self.arena.parameters[self.first].shape if self.first == self.last else (self.size,)
 
     @property
-    def dtypes(self) -> tuple[str, str, str]:
-        name = self.arena.dtype.name
-        return name, name, name
+    def storage(self) -> Storage:
+        return self.arena.storage
 
     @property
     def parameter(self) -> Any:
@@ -283,7 +340,10 @@ class ArenaSpan:
 
     @property
     def states(self) -> list[Any]:
-        return [self.arena.state(name)[self.start : self.stop] for name in self.arena.group.rule.kept_states]
+        arena = self.arena
+        if arena.storage.merges:
+            return [arena.state(key)[self.start : self.stop] for key in arena.keys]
+        return [arena.part(key, self.first, arena.state(key)).reshape(-1) for key in arena.keys]
 
     @property
     def counters(self) -> Any:
@@ -293,11 +353,16 @@ class ArenaSpan:
     def parameters(self) -> int:
         return self.last - self.first + 1
 
+    @property
+    def number(self) -> int:
+        return self.arena.numbers[self.first]
+
 
 def spans_of(arena: Arena, stepping: np.ndarray[Any, Any]) -> list[ArenaSpan]:
-    """The fewest spans that cover the stepping parameters and nothing else; a rule with sums has one a parameter."""
+    """The fewest spans that cover the stepping parameters and nothing else; one a parameter where the rule has sums, or
+    the storage counts elements from its start."""
     runs: list[list[int]] = []
-    merging = not arena.group.rule.stages
+    merging = not arena.group.rule.stages and arena.storage.merges
     for index in np.flatnonzero(stepping).tolist():
         if merging and runs and runs[-1][1] == index - 1 and arena.cohorts[index] == arena.cohorts[index - 1]:
             runs[-1][1] = index

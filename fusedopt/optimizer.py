@@ -19,6 +19,7 @@ from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.scheduled import count_taken, follow
 from fusedopt.schedules.options import Function, check_lengths, schedules_in
 from fusedopt.sparse_gradient import SparseGradient
+from fusedopt.storage import SMALL, check_storage
 from fusedopt.tracing import Traced, trace
 
 # Attributes that a copy makes anew: they hold buffers, or count what happened to them.
@@ -158,17 +159,23 @@ class Optimizer:
 
     def _add(self, entries: list[dict[str, Any]]) -> None:
         """Check all of the new groups and make their buffers; then take their parameters."""
-        backends, added = dict(self._backends), []
+        backends, added, count = dict(self._backends), [], sum(len(group["params"]) for group in self._groups)
         for entry, (rule, schedules) in zip(entries, self._checked_rules(entries)):
             extras = {"param_names": entry["param_names"]} if "param_names" in entry else {}
             extras |= {name: getattr(rule, name) for name in rule.common_defaults() if name in entry}  # defaults too
             group = Group(rule, tuple(entry["params"]), self.changes, extras, schedules)
-            members: dict[tuple[str, str], list[Parameter]] = {}
+            members: dict[tuple[str, str, str, bool], list[tuple[Parameter, int]]] = {}
             for parameter in group["params"]:
                 backend = backend_of(parameter.data)
                 backends[backend.device] = backend
-                members.setdefault((backend.device, parameter.dtype.name), []).append(parameter)
-            arenas = [Arena(backends[device], group, some, self.changes) for (device, _), some in members.items()]
+                small = "int8" in rule.state_dtypes.values() and parameter.size < SMALL
+                key = backend.device, parameter.dtype.name, parameter.grad_dtype.name, small
+                members.setdefault(key, []).append((parameter, count))
+                count += 1
+            arenas = [
+                Arena(backends[key[0]], group, [p for p, _ in some], self.changes, [number for _, number in some])
+                for key, some in members.items()
+            ]
             if rule.eager_state:
                 for arena in arenas:
                     _state_dict.make_buffers(arena)
@@ -215,6 +222,9 @@ class Optimizer:
             rule = rules[-1][0]
             for parameter in entry["params"]:
                 rule.check_shape(parameter.described, parameter.shape)
+            with of_group(number):
+                some = entry["params"]
+                check_storage(rule, [p.dtype.name for p in some], [p.described for p in some])
             self._variant(rule)
         check_lengths([*(group.schedules for group in self._groups), *(schedules for _, schedules in rules)])
         return rules

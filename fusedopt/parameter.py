@@ -22,16 +22,22 @@ class Parameter:
             was taken from `data` before is stale from then on. Read `parameter.data` afresh each time.
         name: For error messages and `param_names`.
         requires_grad: False leaves the parameter alone: no state, no step, no decay.
+        grad_dtype: Of its gradients, where they have another than its own: float32 for parameters of half precision,
+            say. float64 goes with float64 and float32 alone.
 
     Raises:
-        TypeError: `data` is not an array of one of these dtypes.
+        TypeError: `data` is not an array of one of these dtypes, or `grad_dtype` does not go with it.
 
     Source: `torch.nn.Parameter`, MegEngine's `Parameter`.
     """
 
-    __slots__ = ("__weakref__", "_data", "_grad", "_index", "_owner", "_presence", "_requires_grad", "name")
+    # fmt: off
+    __slots__ = (
+        "__weakref__", "_data", "_grad", "_grad_dtype", "_index", "_owner", "_presence", "_requires_grad", "name",
+    )
+    # fmt: on
 
-    def __init__(self, data: Any, name: str | None = None, requires_grad: bool = True) -> None:
+    def __init__(self, data: Any, name: str | None = None, requires_grad: bool = True, grad_dtype: Any = None) -> None:
         if isinstance(data, Parameter):
             raise TypeError(f"{data.described} is a Parameter already; give its data.")
         array = hasattr(data, "reshape") and not isinstance(data, np.generic)  # which has no storage to write to
@@ -42,6 +48,7 @@ class Parameter:
                 f"({type(data).__name__}); convert it: np.asarray(data, 'float32'), or tensor.detach().numpy()."
             )
         self._data, self.name, self._requires_grad = data, name, bool(requires_grad)
+        self._grad_dtype = data.dtype if grad_dtype is None else self._checked_grad_dtype(grad_dtype)
         self._presence: Presence | None = None
         self._index = -1
         self._owner: weakref.ref[Any] | None = None
@@ -67,7 +74,7 @@ class Parameter:
 
     @property
     def grad(self) -> Any:
-        """The gradient, of `data`'s shape and dtype, or None. What is assigned is copied; `grad += x` works in place.
+        """The gradient, of `data`'s shape and `grad_dtype`, or None. It is copied when assigned; `grad += x` in place.
 
         Another dtype is refused where it is assigned, but not in `grad += x`: that is NumPy's own addition, rounded to
         the dtype that is there. Some optimizers take a `fusedopt.SparseGradient`, of some rows.
@@ -129,10 +136,11 @@ class Parameter:
             raise ValueError(
                 f"{self.described} was given a gradient of shape {value.shape}; {cure} to the parameter's shape."
             )
-        if value.dtype != data.dtype:
+        if value.dtype != self._grad_dtype:
+            what = f"dtype {data.dtype}" if data.dtype == self._grad_dtype else f"grad_dtype {self._grad_dtype}"
             raise TypeError(
-                f"{self.described} has dtype {data.dtype} and was given a gradient of {value.dtype}; convert it with "
-                f"gradient.astype({data.dtype.name!r})."
+                f"{self.described} has {what} and was given a gradient of {value.dtype}; convert it with "
+                f"gradient.astype({self._grad_dtype.name!r}), or make it with grad_dtype={value.dtype.name!r}."
             )
 
     @property
@@ -153,6 +161,24 @@ class Parameter:
     @property
     def dtype(self) -> np.dtype[Any]:
         dtype: np.dtype[Any] = self._data.dtype
+        return dtype
+
+    @property
+    def grad_dtype(self) -> np.dtype[Any]:
+        """Of its gradients."""
+        grad_dtype: np.dtype[Any] = self._grad_dtype
+        return grad_dtype
+
+    def _checked_grad_dtype(self, grad_dtype: Any) -> np.dtype[Any]:
+        try:
+            dtype = np.dtype(grad_dtype)
+        except TypeError:
+            dtype = np.dtype(object)
+        taken = ("float64", "float32") if self._data.dtype == np.float64 else ("float32", "float16", "bfloat16")
+        if dtype.name not in taken:
+            raise TypeError(
+                f"Parameter: grad_dtype of {self._data.dtype} data must be {' or '.join(taken)}, got {grad_dtype!r}."
+            )
         return dtype
 
     @property
@@ -195,10 +221,13 @@ class Parameter:
     def __getstate__(self) -> dict[str, Any]:
         with on_device_of(self._data):
             data, grad = self._data.copy(), None if self.grad is None else self.grad.copy()
-        return {"data": data, "name": self.name, "requires_grad": self._requires_grad, "grad": grad}
+        kept = {"data": data, "name": self.name, "requires_grad": self._requires_grad, "grad": grad}
+        return kept | {"grad_dtype": self._grad_dtype.name}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["data"], state["name"], state["requires_grad"])  # type: ignore[misc]  # a fresh parameter
+        self.__init__(  # type: ignore[misc]  # a fresh parameter
+            state["data"], state["name"], state["requires_grad"], state["grad_dtype"]
+        )
         self._grad = state["grad"]
 
 

@@ -30,7 +30,7 @@ def count_taken(groups: Sequence[Group], taken: Sequence[Sequence[Any]]) -> None
         taken: For each, arrays of its parameters' steps.
     """
     for number, (group, steps) in enumerate(zip(groups, taken)):
-        if group.rule.step_key is not None:
+        if group.rule.counter_key is not None:
             group.count_from(int(max((array.max() for array in steps), default=0)))
         elif group.schedules:
             warn_of_no_count(f"param group {number}", group.rule, group.steps, stacklevel=4)
@@ -71,7 +71,7 @@ def loaded_steps(
     """
     steps = []
     for number, (extra, rule, schedules, some) in enumerate(zip(extras, rules, scheduled, entries)):
-        saved, key = extra.pop(STEP, None), rule.step_key
+        saved, key = extra.pop(STEP, None), rule.counter_key
         taken = 0 if key is None else int(max((entry[key] for entry in some if entry), default=0))
         if saved is not None:
             with of_group(number, " of the state dict"):

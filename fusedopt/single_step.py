@@ -18,6 +18,7 @@ from fusedopt.backends import Backend, backend_of
 from fusedopt.layout import device_of
 from fusedopt.parameter import DTYPES
 from fusedopt.rules.rule import Rule, Values, check_declaration
+from fusedopt.storage import Storage, plain
 from fusedopt.tracing import trace
 
 
@@ -43,12 +44,13 @@ class _Whole:
     group: Any
     size: int
     shape: tuple[int, ...]
-    dtypes: tuple[str, str, str]
+    storage: Storage
     parameter: Any
     gradient: Any
     states: Sequence[Any]
     counters: Any
     parameters: int = 1
+    number: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,9 +227,9 @@ def _scalars_after(rule: Rule, step: Any, scalar_state: Mapping[str, float]) -> 
 
 def execute(backend: Backend, rule: Rule, p: Any, g: Any, states: Sequence[Any], counters: Any) -> None:
     """One step in place, unchecked: C-contiguous arrays of a backend, and float64 counters as `Span` has them."""
-    dtypes = p.dtype.name, g.dtype.name, states[0].dtype.name if states else p.dtype.name
+    kept = plain(p.dtype.name, g.dtype.name, tuple(state.dtype.name for state in states if state is not None))
     with backend.here():
         gradient = (g if g.flags.c_contiguous else g.copy()).reshape(-1)
     flat = [state.reshape(-1) for state in states]
-    span = _Whole(_Group(rule), int(p.size), tuple(p.shape), dtypes, p.reshape(-1), gradient, flat, counters)
+    span = _Whole(_Group(rule), int(p.size), tuple(p.shape), kept, p.reshape(-1), gradient, flat, counters)
     backend.plan([span]).step(None, None)

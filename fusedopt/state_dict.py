@@ -45,16 +45,16 @@ class LiveState(Mapping[Parameter, dict[str, Any]]):
 
 def _views(arena: Arena, index: int, counters: Any, states: Mapping[str, Any]) -> dict[str, Any]:
     rule = arena.group.rule
-    named = {rule.step_key: 0} if rule.step_key is not None else {}
+    named = {rule.counter_key: 0} if rule.counter_key is not None else {}
     named |= {name: 1 + i for i, name in enumerate(rule.scalar_state)}
     scalars = {name: counters[index, column : column + 1].reshape(()) for name, column in named.items()}
-    return scalars | {name: arena.view(buffer, index) for name, buffer in states.items()}
+    return scalars | {key: arena.part(key, index, buffer) for key, buffer in states.items()}
 
 
 def make_buffers(arena: Arena) -> None:
     """Allocate the state arrays that the rule keeps."""
-    for name in arena.group.rule.kept_states:
-        arena.state(name)
+    for key in arena.keys:
+        arena.state(key)
 
 
 def make_state(arena: Arena) -> None:
@@ -64,7 +64,7 @@ def make_state(arena: Arena) -> None:
     make_buffers(arena)
     arena.begin(new)
     arena.part_cohorts(new)
-    if rule.step_key is None and rule.kept_states:
+    if rule.counter_key is None and rule.kept_states:
         counters = arena.memory.host(arena.counters)
         counters[new, 0] = 1  # zeros are a state of age 1, not none
         with arena.memory.here():
@@ -79,7 +79,7 @@ def state_dict(groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]) -> di
         host = arena.memory.host
         counters, states = host(arena.counters), {name: host(buffer) for name, buffer in arena.states.items()}
         for index, parameter in enumerate(arena.parameters):
-            unused = arena.group.rule.step_key is None and counters[index, 0] == 0
+            unused = arena.group.rule.counter_key is None and counters[index, 0] == 0
             entry = _views(arena, index, counters, {} if unused else states)
             if arena.cohorts[index] != NO_HISTORY and entry:
                 state[numbers[id(parameter)]] = entry
@@ -175,13 +175,13 @@ def checked_groups(
             raise type(error)(f"param group {number} of the state dict: {error}") from None
         extras.append({k: copy.deepcopy(v) for k, v in entry.items() if k not in own.options() and k != "params"})
         ids.extend(entry["params"])
-        shared = None if own.step_key is None else extras[-1].pop(own.step_key, None)
+        shared = None if own.counter_key is None else extras[-1].pop(own.counter_key, None)
         steps.extend([shared] * len(entry["params"]))
     stray = set(saved["state"]) - set(ids)
     if stray:
         warnings.warn(f"state of {sorted(map(str, stray))} belongs to no param group and is left out.", stacklevel=4)
     entries = [saved["state"].get(number, {}) for number in ids]
-    return rules, extras, [_with_step(entry, step, ours[0].step_key) for entry, step in zip(entries, steps)]
+    return rules, extras, [_with_step(entry, step, ours[0].counter_key) for entry, step in zip(entries, steps)]
 
 
 def _with_step(entry: Any, step: Any, key: str | None) -> Any:
@@ -207,7 +207,7 @@ def checked_entry(
     if not entry:
         return None
     what, states = f"the state of {described}", [state.name for state in rule.all_states()]
-    scalars = [*([rule.step_key] if rule.step_key is not None else []), *rule.scalar_state]
+    scalars = [*([rule.counter_key] if rule.counter_key is not None else []), *rule.scalar_state]
     for key in entry:
         if key not in states and key not in scalars:
             names = ", ".join([*scalars, *states]) or "no state"
@@ -217,7 +217,7 @@ def checked_entry(
         if key not in entry:
             raise KeyError(f"{what} lacks {key!r}; it has {', '.join(map(repr, entry))}.")
     return {
-        key: _number(f"{what}: {key}", value, whole=key == rule.step_key) if key in scalars
+        key: _number(f"{what}: {key}", value, whole=key == rule.counter_key) if key in scalars
         else array(f"{what}: {key}", value)
         for key, value in entry.items()
     }  # fmt: skip
@@ -266,7 +266,7 @@ def _fill(arena: Arena, rule: Rule, loaded: Sequence[Mapping[str, Any] | None]) 
     histories: list[object] = []
     for index, entry in enumerate(loaded):
         if entry is not None:
-            counters[index, 0] = 1.0 if rule.step_key is None else entry[rule.step_key]
+            counters[index, 0] = 1.0 if rule.counter_key is None else entry[rule.counter_key]
             for column, name in enumerate(rule.scalar_state, 1):
                 counters[index, column] = entry[name]
         histories.append(None if entry is None else counters[index].tobytes())

@@ -26,6 +26,7 @@ from fusedopt.backends.device import CHUNK, LAUNCH, Uploads, kernel_texts, span_
 from fusedopt.cuda_text import Variant, rule_text
 from fusedopt.layout import chunks_of
 from fusedopt.rules import Rule, State, Values, hyperparameter, power
+from fusedopt.storage import storage_of
 from fusedopt.tracing import trace
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -309,7 +310,7 @@ def check_large_offsets(array: type[EmulatedArray], dtype: str = "float32") -> N
     """
     kind, backend = np.dtype(dtype), array.__fusedopt_backend__
     rule = fusedopt.SGD.rule(lr=0.5, momentum=0.5)
-    variant = Variant(trace(rule), *[kind.name] * 3)
+    variant = Variant(trace(rule), storage_of(rule, kind.name, kind.name, 1))
     kernel = backend.kernel(rule_text([variant], rule.number_names(), 0, 1))
     parameter, gradient, momentum = (_reserved(BEYOND + MARGIN, kind) for _ in range(3))
     whole = chunks_of([BEYOND], CHUNK)

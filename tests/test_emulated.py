@@ -19,6 +19,7 @@ from fusedopt.backends.device import LAUNCH, Uploads, kernel_texts, span_dtype
 from fusedopt.backends.stages import reduced_dtype
 from fusedopt.cuda_text import Variant, rule_text
 from fusedopt.layout import CHUNK_RECORD
+from fusedopt.storage import storage_of
 from fusedopt.tracing import trace
 from step_checks import (
     ADAM,
@@ -187,7 +188,7 @@ def cxx_layout(states: int, scalars: int) -> dict[str, list[int]]:
     source, headers = kernel_texts()
     numbers = f"extern const unsigned numbers[];\nconst unsigned numbers[] = {{{', '.join(sizes + expressions)}}};"
     rule = fusedopt.SGD.rule(momentum=0.5)
-    variant = Variant(trace(rule), *["float32"] * 3)
+    variant = Variant(trace(rule), storage_of(rule, "float32", "float32", 1))
     text = rule_text([variant], rule.number_names(), scalars, states)
     library = build(f'{source}\n#include <cstddef>\nextern "C" {{ {numbers} }}\n', {**headers, "rule.cuh": text})
     found = list((ctypes.c_uint * (len(sizes) + len(expressions))).in_dll(library, "numbers"))

@@ -19,7 +19,7 @@ sizes = st.lists(st.integers(0, 300), min_size=1, max_size=12)
 
 def arena_of(sizes: list[int], dtype: str = "float32") -> Arena:
     parameters = [Parameter(np.full(size, number, dtype)) for number, size in enumerate(sizes)]
-    arena = Arena(cpu_backend(), SimpleNamespace(rule=rules.Adam()), parameters, Changes())
+    arena = Arena(cpu_backend(), SimpleNamespace(rule=rules.Adam()), parameters, Changes(), range(len(parameters)))
     arena.take_parameters()
     return arena
 
@@ -52,7 +52,7 @@ def test_data_gradients_and_states_are_aligned_views_of_one_buffer_each(sizes, d
 
 def test_the_views_of_a_device_are_aligned(device):
     parameters = [Parameter(device.array(np.zeros(size, np.float32))) for size in (3, 0, 64, 65)]
-    arena = Arena(device.backend, SimpleNamespace(rule=rules.Adam()), parameters, Changes())
+    arena = Arena(device.backend, SimpleNamespace(rule=rules.Adam()), parameters, Changes(), range(len(parameters)))
     arena.take_parameters()
     if device.name == "cuda":
         pointers = [parameter.data.data.ptr for parameter in parameters]

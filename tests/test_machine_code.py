@@ -14,6 +14,7 @@ from fusedopt import compiler
 from fusedopt.backends.device import BLOCKS, THREADS, kernel_texts
 from fusedopt.cuda_text import Variant, rule_text
 from fusedopt.rules import LAMB, LARS, SGD, Adam, AdamW, Rule
+from fusedopt.storage import storage_of
 from fusedopt.tracing import trace
 from machine_code import MachineCode, missing, read
 from mutation import edit
@@ -43,7 +44,9 @@ def compiled(
         compiler.nvrtc_version()
     except compiler.CompilerMissingError:
         missing("CuPy and NVRTC", "cupy-cuda13x nvidia-cuda-nvrtc")
-    variants = [Variant(trace(rule), *[dtype] * 3) for rule, dtype in itertools.product(rules, dtypes)]
+    variants = [
+        Variant(trace(rule), storage_of(rule, dtype, dtype, 1)) for rule, dtype in itertools.product(rules, dtypes)
+    ]
     scalars, states = len(rules[0].scalar_state), max(1, len(rules[0].all_states()))
     text = rule_text(variants, rules[0].number_names(), scalars, states)
     source, headers = kernel_texts()

@@ -19,6 +19,7 @@ from cases import DTYPES, SIZES, Both, each_case, each_combination, extreme, ord
 from devices import NUMBA
 from fusedopt import backends, rules
 from fusedopt.backends.numpy import NumpyPlan
+from fusedopt.storage import plain as plainly_kept
 from fusedopt.tracing import trace
 from random_rules import EXCHANGES, bodies, optimizer_of, scales, some_values, uniform
 from step_checks import NAdam
@@ -198,7 +199,8 @@ def test_moved_gradients_are_read_where_they_are_piece_by_piece():
     gradients = [ordinary(size, "float32", 2) for size in (3, 2 * PIECE + 5)]
     group = SimpleNamespace(rule=rules.SGD())
     spans = [
-        SimpleNamespace(group=group, size=gradient.size, shape=gradient.shape, dtypes=("float32",) * 3,
+        SimpleNamespace(group=group, size=gradient.size, shape=gradient.shape, number=0,
+                        storage=plainly_kept("float32", "float32", ()),
                         parameter=parameter.data, gradient=np.zeros_like(gradient), states=[], counters=np.zeros(2),
                         parameters=1)
         for parameter, gradient in zip(both.parameters, gradients)

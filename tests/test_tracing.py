@@ -16,6 +16,7 @@ from fusedopt import rules
 from fusedopt.cuda_text import Variant, rule_text
 from fusedopt.rules import Rule, State, Values, exp2, hyperparameter, larger, log2, power, sign, smaller
 from fusedopt.statements import COMPARISONS, INPUT, OPERATIONS, WHERE, TracingError
+from fusedopt.storage import storage_of
 from fusedopt.tracing import trace
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -494,7 +495,7 @@ def test_every_operation_has_the_same_bits_on_every_device(device):
 )
 def test_the_cuda_text_is_the_one_that_was_read(name, rule, dtypes):
     """A change of the text is a change to be seen in a review: FUSEDOPT_REWRITE_SNAPSHOTS=1 writes it down."""
-    variants = [Variant(trace(rule), dtype, dtype, dtype) for dtype in dtypes]
+    variants = [Variant(trace(rule), storage_of(rule, dtype, dtype, 1)) for dtype in dtypes]
     text = rule_text(variants, rule.number_names(), len(rule.scalar_state), len(rule.all_states()))
     path = SNAPSHOTS / f"{name}.cuh"
     if os.environ.get("FUSEDOPT_REWRITE_SNAPSHOTS"):
@@ -505,7 +506,12 @@ def test_the_cuda_text_is_the_one_that_was_read(name, rule, dtypes):
 
 def body_text(rule):
     """The lines of `update` in the kernel's text."""
-    text = rule_text([Variant(trace(rule), *["float32"] * 3)], rule.number_names(), 0, len(rule.all_states()))
+    text = rule_text(
+        [Variant(trace(rule), storage_of(rule, "float32", "float32", 1))],
+        rule.number_names(),
+        0,
+        len(rule.all_states()),
+    )
     return text[text.index("void update(") : text.index("#define")]
 
 

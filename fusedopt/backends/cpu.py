@@ -17,6 +17,7 @@ from fusedopt.backends.jobs import Array, Begun, Job, Kind
 from fusedopt.backends.scratch import aligned_zeros
 from fusedopt.backends.sums import take_stages
 from fusedopt.layout import Span
+from fusedopt.storage import Storage
 
 
 class CpuPlan(ABC):
@@ -33,7 +34,7 @@ class CpuPlan(ABC):
     def __init__(self, spans: Sequence[Span], threads: Callable[[], int]) -> None:
         threads()  # a wrong FUSEDOPT_NUM_THREADS is refused before anything is done
         self._threads = threads
-        self._kinds: dict[tuple[int, int, tuple[str, str, str]], Kind] = {}
+        self._kinds: dict[tuple[int, int, Storage], Kind] = {}
         self.jobs = [Job(span, self._kind(span)) for span in spans]
         self.staged = any(kind.traced.stages for kind in self._kinds.values())
         self.pieces = [
@@ -43,9 +44,9 @@ class CpuPlan(ABC):
         ]
 
     def _kind(self, span: Span) -> Kind:
-        key = id(span.group), id(span.group.rule.form(span.shape)), span.dtypes
+        key = id(span.group), id(span.group.rule.form(span.shape)), span.storage
         if key not in self._kinds:
-            self._kinds[key] = Kind(span.group, span.shape, span.dtypes)
+            self._kinds[key] = Kind(span.group, span.shape, span.storage)
         return self._kinds[key]
 
     def refresh(self) -> None:

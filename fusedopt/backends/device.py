@@ -131,9 +131,9 @@ class DevicePlan:
         variants: dict[Variant, int] = {}
         numbers: dict[Any, int] = {}  # of variants; a tuple is hashed faster than they are
         for form, span in zip(forms, spans):
-            if (id(form), span.dtypes) not in numbers:
-                variant = Variant(trace(form), *span.dtypes)
-                numbers[id(form), span.dtypes] = variants.setdefault(variant, len(variants))
+            if (id(form), span.storage) not in numbers:
+                variant = Variant(trace(form), span.storage)
+                numbers[id(form), span.storage] = variants.setdefault(variant, len(variants))
         chunks = chunks_of([span.size for span in spans], CHUNK)
         pieces = np.bincount(chunks["span"], minlength=len(spans))
         address = self._surface.pointer
@@ -144,7 +144,7 @@ class DevicePlan:
         self._table["state"] = [some + [0] * (states - len(some)) for some in addresses]
         self._table["counter"] = [address(span.counters) for span in spans]
         self._table["group"], self._table["parameters"] = groups, [span.parameters for span in spans]
-        self._table["variant"] = [numbers[id(form), span.dtypes] for form, span in zip(forms, spans)]
+        self._table["variant"] = [numbers[id(form), span.storage] for form, span in zip(forms, spans)]
         # 0 chunks: nobody counts, nobody advances.
         self._table["chunks"] = np.where([rules[row].counts for row in groups], pieces, 0)
         text = rule_text(list(variants), rules[0].number_names(), len(rules[0].scalar_state), states)

@@ -7,21 +7,28 @@ from typing import Any
 
 import numpy as np
 
+from fusedopt.backends.kept import Noise, Piece
 from fusedopt.backends.schedule import uniform_conditions
 from fusedopt.layout import HasRule, Span, row_length
 from fusedopt.rules import Values
 from fusedopt.statements import CONSTANT, INPUT, WHERE
+from fusedopt.storage import BLOCK, Storage, blocks_of
 from fusedopt.tracing import Traced, trace
 
 Array = np.ndarray[Any, Any]
 
 
 class Kind:
-    """What spans of one group, form and choice of dtypes have in common: a traced rule, and what is made of it."""
+    """What spans of one group, form and storage have in common: a traced rule, and what is made of it.
 
-    def __init__(self, group: HasRule, shape: tuple[int, ...], dtypes: tuple[str, str, str]) -> None:
-        self.group, self._shape, self.dtypes = group, shape, dtypes
-        self.real: type = np.float64 if dtypes[0] == "float64" else np.float32
+    Attributes:
+        converted: For each stream whether it is kept in another way than as values of the arithmetic's type.
+    """
+
+    def __init__(self, group: HasRule, shape: tuple[int, ...], storage: Storage) -> None:
+        self.group, self._shape, self.storage = group, shape, storage
+        self.real: type = np.float64 if storage.real == "float64" else np.float32
+        self.converted = tuple(not kept.is_plain(storage.real) for kept in storage.streams)
         self.traced = trace(group.rule.form(shape))
         self._uniform = {id(one): _Uniform(one, self.real) for one in (*self.traced.stages, self.traced)}
         self.refresh()
@@ -67,6 +74,7 @@ class Job:
     """A span made ready: its kind, its arrays, its counters, and what stages find out about it.
 
     Attributes:
+        memory: Its arrays.
         row: Elements of a slice along the first axis.
         rows: What stages find out for each of these slices, an array each.
         sums: What they sum over the whole span, by name.
@@ -78,13 +86,16 @@ class Job:
         self.counter = counters[0]  # of all its parameters, which have had the same steps
         self.columns = counters.T if span.parameters > 1 else self.counter  # numbers are written faster than rows
         self.memory: list[Array] = [span.parameter, span.gradient, *span.states]
+        self._number = span.number
         self.row = max(1, row_length(span.shape))
         self.rows: list[Array] = [np.zeros(self.size // self.row, kind.real) for _ in kind.traced.rows]
         self.sums: dict[str, Any] = {}
+        # Places in `memory` of what lies beside some streams.
+        self._beside = {place: number for number, place in enumerate(kind.storage.beside, len(kind.storage.streams))}
 
-    def slots(self, traced: Traced, first: int, last: int) -> list[Array]:
-        """These elements of its arrays, and, where a launch reads that, for each what was found out about its row."""
-        slots = [array[first:last] for array in self.memory]
+    def slots(self, traced: Traced, first: int, last: int) -> list[Any]:
+        """These elements of its streams, and, where a launch reads that, for each what was found out about its row."""
+        slots = self._streams(first, last)
         if traced.rows:
             edges = np.arange(first // self.row, -(-last // self.row) + 1) * self.row
             within = np.clip(edges, first, last)
@@ -93,11 +104,21 @@ class Job:
             slots += [np.repeat(row[of], counts) for row in self.rows]
         return slots
 
+    def _streams(self, first: int, last: int) -> list[Any]:
+        storage = self.kind.storage
+        streams: list[Any] = [array[first:last] for array in self.memory[: len(storage.streams)]]
+        noise = self._noise(first, last) if storage.draws else None
+        for place, kept in enumerate(storage.streams):
+            if kept.beside or kept.stochastic:
+                beside = self.memory[self._beside[place]] if kept.beside else streams[place]
+                some = slice(first // BLOCK, blocks_of(last)) if kept.codes else slice(first, last)
+                some = some if kept.beside else slice(None)
+                streams[place] = Piece(kept, streams[place], beside[some], first, noise, max(0, place - 1))
+        return streams
 
-def converted(dtypes: tuple[str, str, str], real: type) -> tuple[bool, bool, bool]:
-    """Whether the parameter, the gradient and the states are kept in another type than the arithmetic's."""
-    parameter, gradient, state = (dtype != real.__name__ for dtype in dtypes)
-    return parameter, gradient, state
+    def _noise(self, first: int, last: int) -> Noise:
+        step = int(self.counter[0]) + 1
+        return Noise(int(self.kind.rule.seed), step, self._number, first, last - first)
 
 
 class _Uniform:

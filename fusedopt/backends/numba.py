@@ -26,6 +26,7 @@ from fusedopt.backends.threads import on_all_threads
 from fusedopt.layout import Span
 from fusedopt.rules.arithmetic import exponent, scaled
 from fusedopt.statements import OPERATORS
+from fusedopt.storage import Storage
 from fusedopt.tracing import Traced
 
 # Elements of a row of the table, and about as many of a task: some 40 us, so that threads end together and a task's
@@ -95,18 +96,18 @@ def loop_text(straight: Straight, of_elements: int) -> tuple[str, list[int]]:
 
 @functools.cache
 def compiled(
-    traced: Traced, conditions: tuple[bool, ...], dtypes: tuple[str, str, str], write_back: bool
+    traced: Traced, conditions: tuple[bool, ...], storage: Storage, write_back: bool
 ) -> tuple[Loop, list[int]]:
-    """The loop for one choice of uniform conditions and dtypes, which takes numba some tenths of a second."""
-    straight = straightened(traced, conditions, (False, False, False), write_back)
+    """The loop for one choice of uniform conditions and storage, which takes numba some tenths of a second."""
+    straight = straightened(traced, conditions, (), write_back)
     text, uniform = loop_text(straight, 2 + len(traced.states))
-    real = "float64" if dtypes[0] == "float64" else "float32"
+    real, dtypes = storage.real, [kept.dtype for kept in storage.streams]
     names: dict[str, Any] = {"sqrt": np.sqrt, "floor": np.floor, "frexp": math.frexp, "ldexp": math.ldexp}
     names |= {"real": getattr(numba, real), "int32": numba.int32}
     for slot in range(straight.slots):
-        stored = dtypes[min(slot, 2)] if slot < 2 + len(traced.states) else real
+        stored = dtypes[slot] if slot < len(dtypes) else real
         names |= {f"read{slot}": reader(stored, real), f"write{slot}": writer(stored, real)}
-    exec(compile(text, f"<{traced.title}, {', '.join(dtypes)}>", "exec"), names)
+    exec(compile(text, f"<{traced.title}, {storage.title}>", "exec"), names)
     signature = f"void(int64[:, ::1], {real}[::1], int64, int64)"
     loop: Loop = numba.njit(signature, nogil=True, error_model="numpy")(names["loop"])
     return loop, uniform
@@ -162,5 +163,5 @@ class NumbaPlan(CpuPlan):
 def _ready(begun: Begun, write_back: bool) -> tuple[Loop, Array]:
     """The loop and its constants."""
     kind = begun.kind
-    loop, uniform = compiled(kind.traced, begun.conditions, kind.dtypes, write_back)
+    loop, uniform = compiled(kind.traced, begun.conditions, kind.storage, write_back)
     return loop, np.array([begun.values[number] for number in uniform], kind.real)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fusedopt.backends.cpu import CpuPlan
-from fusedopt.backends.jobs import Begun, converted
+from fusedopt.backends.jobs import Begun
 from fusedopt.backends.schedule import schedule
 from fusedopt.backends.scratch import array_at, scratch_slots
 from fusedopt.backends.threads import on_all_threads
@@ -39,10 +39,7 @@ class NumpyPlan(CpuPlan):
 
     def _execute(self, begun: list[Begun], write_back: bool) -> None:
         pieces = iter(self.pieces)
-        schedules = {
-            id(it): schedule(it.kind.traced, it.conditions, converted(it.kind.dtypes, it.kind.real), write_back)
-            for it in begun
-        }
+        schedules = {id(it): schedule(it.kind.traced, it.conditions, it.kind.converted, write_back) for it in begun}
 
         def work() -> None:
             others: dict[tuple[int, int], list[Any]] = {}  # scratch and values, the same for pieces of one size

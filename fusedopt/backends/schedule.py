@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedopt.backends.kept import read, write
 from fusedopt.statements import WHERE, Program, Statement
 from fusedopt.tracing import Traced
 
@@ -129,15 +130,15 @@ def straightened(
 
     Args:
         conditions: The values of `uniform_conditions`, in order.
-        converted: Whether the memory of the parameter, of the gradient and of the states holds another type than the
-            arithmetic's, so that loads and stores are steps of their own.
+        converted: Whether the parameter, the gradient and each state are kept in another way than as values of the
+            arithmetic's type, so that loads and stores are steps of their own.
         write_back: Whether the unscaled gradient is stored.
     """
     names = traced.arrays
     memory = {number: names.index(s.value) for number, s in enumerate(traced.body.statements) if s.value in names}
     results = {names.index(n): number for n, number in traced.results.items() if write_back or n != "g"}
     decided = dict(zip(uniform_conditions(traced.body), conditions))
-    others = {slot for slot in range(2 + len(traced.states)) if converted[min(slot, 2)]}
+    others = {slot for slot, other in enumerate(converted) if other}
     steps, homes = _steps(traced.body.statements, decided, memory, results, others)
     return Straight(steps, homes, memory, len(names))
 
@@ -173,7 +174,7 @@ def _steps(
     computed = [n for n in sorted(needed) if not statements[n].uniform and n not in memory]
     new = itertools.count(len(statements))
     loaded = {number: next(new) for number, slot in memory.items() if slot in converted and number in needed}
-    steps = [Step(convert, (number,), value) for number, value in loaded.items()]
+    steps = [Step(read, (number,), value) for number, value in loaded.items()]
     for number in computed:
         statement = statements[number]
         operands = tuple(loaded.get(source(operand), source(operand)) for operand in statement.operands)
@@ -187,7 +188,7 @@ def _steps(
         # Stored as another type; or an input, a constant, a second result.
         if slot in converted or number not in computed or number in homes:
             value = next(new)
-            steps.append(Step(convert, (loaded.get(number, number),), value))
+            steps.append(Step(write if slot in converted else convert, (loaded.get(number, number),), value))
         homes[value] = slot
     return steps, homes
 
@@ -215,7 +216,7 @@ class _Slots:
         # Homes by the step after which they may be written to, and by the one that makes what belongs there. A home of
         # another type than the arithmetic's is written by `convert`, and no place for values in between.
         self._opens = {slot: self._last_use.get(value, -1) for value, slot in straight.memory.items()}
-        made = {step.value: number for number, step in enumerate(steps) if step.function is not convert}
+        made = {step.value: number for number, step in enumerate(steps) if step.function not in (convert, write)}
         self._closes = {home: made[value] for value, home in straight.homes.items() if value in made}
         self._free: dict[bool, list[int]] = {False: [], True: []}
         self.scratch: list[bool] = []

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from fusedopt.backends.jobs import Array, Begun, Job, converted
+from fusedopt.backends.jobs import Array, Begun, Job
 from fusedopt.backends.schedule import schedule
 from fusedopt.backends.scratch import scratch_slots
 from fusedopt.backends.threads import on_all_threads
@@ -91,7 +91,7 @@ class Pass:
         runs = job.size // self.length if job.size else 0
         self.found = np.zeros((len(stage.terms), runs, -(-self.length // SEGMENT)))
         self._terms = range(len(stage.arrays) - len(stage.terms), len(stage.arrays))
-        self._schedule = schedule(stage, begun.conditions, converted(job.kind.dtypes, job.kind.real))
+        self._schedule = schedule(stage, begun.conditions, job.kind.converted)
 
     def pieces(self) -> Iterator[tuple[int, int, int, int]]:
         """First and last run, and which elements of them: some whole runs, or segments of one."""

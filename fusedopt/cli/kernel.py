@@ -11,6 +11,7 @@ from fusedopt import rules
 from fusedopt.backends.device import kernel_texts
 from fusedopt.cli.rule_named import OURS, add_options, dashed, given_options, rule_named
 from fusedopt.cuda_text import STORED, Variant, rule_text
+from fusedopt.storage import SMALL, storage_of
 from fusedopt.tracing import trace
 
 
@@ -54,7 +55,7 @@ def _rule(cls: type[rules.Rule], arguments: argparse.Namespace) -> rules.Rule:
 
 def kernel_text(rule: rules.Rule, dtype: str, full: bool) -> str:
     """The generated `rule.cuh` of one variant; `full`: the source that NVRTC compiles, headers in place."""
-    variant = Variant(trace(rule), dtype, dtype, dtype)
+    variant = Variant(trace(rule), storage_of(rule, dtype, dtype, SMALL))
     text = rule_text([variant], rule.number_names(), len(rule.scalar_state), max(1, len(rule.all_states())))
     if not full:
         return text

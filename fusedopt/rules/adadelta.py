@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fusedopt.rules.hyperparameter import hyperparameter
-from fusedopt.rules.rule import Rule, Values
+from fusedopt.rules.rule import Rule, State, Values
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Adadelta(Rule):
     weight_decay: float = hyperparameter(0.0, "[0, inf)", "coupled (L2) decay")
     maximize: bool = hyperparameter(False, doc="ascend instead of descend", kw_only=True)
 
-    state = ("square_avg", "acc_delta")
+    state = (State("square_avg", codes="unsigned"), State("acc_delta", codes="unsigned"))
     coupled_decay = "weight_decay"
 
     def scalars(self, step: Any, a: Any) -> Values:

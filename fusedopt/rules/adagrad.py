@@ -38,7 +38,7 @@ class Adagrad(Rule):
         True, doc="add to the sum; False leaves it as it is", kw_only=True, common=True
     )
 
-    state = (State("sum", initial="initial_accumulator_value"),)
+    state = (State("sum", initial="initial_accumulator_value", codes="unsigned"),)
     eager_state = True
     coupled_decay = "weight_decay"
 

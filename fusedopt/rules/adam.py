@@ -45,7 +45,11 @@ class Adam(Rule):
         False, doc="count the gradient once more in the first moment of a step", kw_only=True, common=True
     )
 
-    state = ("exp_avg", "exp_avg_sq", State("max_exp_avg_sq", when="amsgrad"))
+    state = (
+        "exp_avg",
+        State("exp_avg_sq", codes="unsigned"),
+        State("max_exp_avg_sq", when="amsgrad", codes="unsigned"),
+    )
 
     @property
     def coupled_decay(self) -> str | None:

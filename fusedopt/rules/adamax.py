@@ -9,7 +9,7 @@ import numpy as np
 
 from fusedopt.rules.arithmetic import larger, power
 from fusedopt.rules.hyperparameter import hyperparameter
-from fusedopt.rules.rule import Rule, Values
+from fusedopt.rules.rule import Rule, State, Values
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Adamax(Rule):
         False, doc="add eps to the norm where it divides", kw_only=True, common=True
     )
 
-    state = ("exp_avg", "exp_inf")
+    state = ("exp_avg", State("exp_inf", codes="unsigned"))
     coupled_decay = "weight_decay"
 
     def scalars(self, step: Any, a: Any) -> Values:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fusedopt.rules.arithmetic import larger, real_power
 from fusedopt.rules.hyperparameter import hyperparameter
-from fusedopt.rules.rule import Rule, Values
+from fusedopt.rules.rule import Rule, State, Values
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ASGD(Rule):
     weight_decay: float = hyperparameter(0.0, "[0, inf)", "coupled (L2) decay")
     maximize: bool = hyperparameter(False, doc="ascend instead of descend", kw_only=True)
 
-    state = ("ax",)
+    state = (State("ax", codes=None),)
     scalar_state = {"eta": 0.0, "mu": 1.0}  # noqa: RUF012  # a rule's declaration
     coupled_decay = "weight_decay"
 

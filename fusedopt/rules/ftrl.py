@@ -41,7 +41,7 @@ class FTRL(Rule):
         False, doc="start where the parameter is, instead of from zero", kw_only=True, common=True
     )
 
-    state = (State("moments", initial="initial_accumulator_value"), "linear")
+    state = (State("moments", initial="initial_accumulator_value", codes=None), State("linear", codes=None))
     coupled_decay = "weight_decay"
 
     def scalars(self, step: Any, a: Any) -> Values:

@@ -42,6 +42,8 @@ def hyperparameter(
     common: bool = False,
     choices: tuple[Any, ...] = (),
     whole: bool = False,
+    storage: bool = False,
+    by_state: bool = False,
 ) -> Any:
     """Declare one hyperparameter of a rule: the only place where its default, range and meaning are written.
 
@@ -57,6 +59,8 @@ def hyperparameter(
         common: Param groups show it where it was given: what every rule has, and what torch's class lacks.
         choices: All values that it may have, such as `(None, "strong_wolfe")`: a flag of more than two.
         whole: The number is an int. Where its default is None, it may be None, for procedures alone.
+        storage: It says how arrays are kept, which the mathematics knows nothing of, and does not change in a group.
+        by_state: It may also be a dict of choices by the names of the rule's states.
     """
     if isinstance(default, bool) and isinstance(interval, str) and interval:
         interval, doc = "", doc or interval
@@ -72,6 +76,8 @@ def hyperparameter(
         "common": common,
         "choices": choices,
         "whole": whole,
+        "storage": storage,
+        "by_state": by_state,
     }
     return dataclasses.field(default=default, init=not fixed, kw_only=kw_only, metadata=metadata)
 
@@ -110,10 +116,10 @@ def check_hyperparameters(rule: type[Any]) -> None:
 def checked(rule: str, field: dataclasses.Field[Any], value: Any) -> Any:
     """The value as bool, float or tuple of floats, each None where that is its default, or an error that names it."""
     default, choices = field.default, field.metadata["choices"]
+    if field.metadata["by_state"] and isinstance(value, Mapping):
+        return {name: _choice(f"{rule}: {field.name}[{name!r}]", choices, one) for name, one in value.items()}
     if choices:
-        if not any(value is choice or value == choice for choice in choices):
-            raise ValueError(f"{rule}: {field.name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
-        return value
+        return _choice(f"{rule}: {field.name}", choices, value)
     if isinstance(default, bool):
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{rule}: {field.name} is a flag, True or False, got {value!r}.")
@@ -134,6 +140,12 @@ def checked(rule: str, field: dataclasses.Field[Any], value: Any) -> Any:
         None if item is None and usual is None else _checked_number(f"{rule}: {field.name}[{i}]", interval, item)
         for i, (item, usual, interval) in enumerate(zip(items, default, intervals, strict=True))
     )
+
+
+def _choice(what: str, choices: tuple[Any, ...], value: Any) -> Any:
+    if not any(value is choice or value == choice for choice in choices):
+        raise ValueError(f"{what} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+    return value
 
 
 def _checked_number(what: str, interval: Interval | None, value: Any) -> float:

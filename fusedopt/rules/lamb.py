@@ -9,7 +9,7 @@ import numpy as np
 
 from fusedopt.rules.arithmetic import power
 from fusedopt.rules.hyperparameter import hyperparameter
-from fusedopt.rules.rule import Rule, Values
+from fusedopt.rules.rule import Rule, State, Values
 from fusedopt.rules.stages import Reduction
 
 
@@ -37,7 +37,7 @@ class LAMB(Rule):
     always_adapt: bool = hyperparameter(False, doc="scale steps without weight decay too", kw_only=True)
     maximize: bool = hyperparameter(False, doc="ascend instead of descend", kw_only=True)
 
-    state = ("exp_avg", "exp_avg_sq")
+    state = ("exp_avg", State("exp_avg_sq", codes="unsigned"))
     reductions = (Reduction("p_square"), Reduction("u_square"))
 
     def scalars(self, step: Any, a: Any) -> Values:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fusedopt.rules.arithmetic import exp2, power
 from fusedopt.rules.hyperparameter import hyperparameter
-from fusedopt.rules.rule import Rule, Values
+from fusedopt.rules.rule import Rule, State, Values
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class NAdam(Rule):
     decoupled_weight_decay: bool = hyperparameter(False, doc="decay the parameters, not the gradients")
     maximize: bool = hyperparameter(False, doc="ascend instead of descend", kw_only=True)
 
-    state = ("exp_avg", "exp_avg_sq")
+    state = ("exp_avg", State("exp_avg_sq", codes="unsigned"))
     scalar_state = {"mu_product": 1.0}  # noqa: RUF012  # a rule's declaration
 
     def _mu(self, step: Any) -> Any:

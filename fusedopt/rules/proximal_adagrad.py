@@ -34,7 +34,7 @@ class ProximalAdagrad(Rule):
     weight_decay: float = hyperparameter(0.0, "[0, inf)", "coupled (L2) decay")
     maximize: bool = hyperparameter(False, doc="ascend instead of descend", kw_only=True)
 
-    state = (State("accum", initial="initial_accumulator_value"),)
+    state = (State("accum", initial="initial_accumulator_value", codes="unsigned"),)
     coupled_decay = "weight_decay"
 
     def scalars(self, step: Any, a: Any) -> Values:

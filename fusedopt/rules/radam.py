@@ -9,7 +9,7 @@ import numpy as np
 
 from fusedopt.rules.arithmetic import power
 from fusedopt.rules.hyperparameter import hyperparameter
-from fusedopt.rules.rule import Rule, Values
+from fusedopt.rules.rule import Rule, State, Values
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RAdam(Rule):
     decoupled_weight_decay: bool = hyperparameter(False, doc="decay the parameters, not the gradients")
     maximize: bool = hyperparameter(False, doc="ascend instead of descend", kw_only=True)
 
-    state = ("exp_avg", "exp_avg_sq")
+    state = ("exp_avg", State("exp_avg_sq", codes="unsigned"))
 
     @property
     def coupled_decay(self) -> str | None:

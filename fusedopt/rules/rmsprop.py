@@ -47,9 +47,9 @@ class RMSprop(Rule):
     )
 
     state = (
-        State("square_avg", initial="square_avg_init"),
+        State("square_avg", initial="square_avg_init", codes="unsigned"),
         State("momentum_buffer", when="momentum"),
-        State("grad_avg", when="centered"),
+        State("grad_avg", when="centered", codes=None),
     )
     coupled_decay = "weight_decay"
 

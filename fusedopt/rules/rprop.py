@@ -35,7 +35,7 @@ class Rprop(Rule):
     maximize: bool = hyperparameter(False, doc="ascend instead of descend", kw_only=True)
     weight_decay: float = hyperparameter(0.0, "[0, inf)", "coupled (L2) decay", kw_only=True, common=True)
 
-    state = ("prev", State("step_size", initial="lr"))
+    state = ("prev", State("step_size", initial="lr", codes="unsigned"))
     coupled_decay = "weight_decay"
 
     def scalars(self, step: Any, a: Any) -> Values:

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from fusedopt.rules.arithmetic import smaller
-from fusedopt.rules.hyperparameter import check_hyperparameters, checked, hyperparameter, is_flag
+from fusedopt.rules.common_options import CommonOptions
+from fusedopt.rules.hyperparameter import check_hyperparameters, checked, is_flag
 from fusedopt.rules.stages import (
     CENTERING,
     CLIPPING,
@@ -42,11 +43,14 @@ class State:
         when: The flag or switch that it depends on; None if it is always there.
         initial: What its elements are at first, when the parameter's first step begins: a number, or the name of a
             hyperparameter.
+        codes: How it is kept in 8 bits where that is asked for: "signed", or "unsigned" where it is never below zero
+            and what is not zero never becomes zero. None: it cannot be, since small differences of it decide.
     """
 
     name: str
     when: str | None = None
     initial: float | str = 0.0
+    codes: str | None = "signed"
 
 
 # What other libraries call some options.
@@ -54,7 +58,7 @@ ELSEWHERE = {"learning_rate": "lr", "beta1": "betas", "beta2": "betas", "epsilon
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class Rule(CommonOptions):
     """Base class of update rules. A subclass is a frozen dataclass whose fields are `hyperparameter(...)`.
 
     A rule is written once, in NumPy, and is the reference, the CPU path and the CUDA kernel. What one writes is
@@ -95,33 +99,6 @@ class Rule:
     reductions: ClassVar[tuple[Reduction, ...]] = ()
     eager_state: ClassVar[bool] = False
     procedure: ClassVar[bool] = False
-
-    # What every rule has: how the gradient is prepared before `update` has it.
-    loss_scale: float = hyperparameter(
-        1.0, "(0, inf)", "the loss was multiplied by it: gradients are divided by it", kw_only=True, common=True
-    )
-    clip_value: float = hyperparameter(
-        0.0,
-        "[0, inf)",
-        "gradients are cut to what is not larger; 0: not cut",
-        switch=True,
-        kw_only=True,
-        common=True,
-    )
-    clip_norm: float = hyperparameter(
-        0.0,
-        "[0, inf)",
-        "the gradients of the group are scaled down to this norm, all together; 0: they are not",
-        switch=True,
-        kw_only=True,
-        common=True,
-    )
-    grad_centralization: bool = hyperparameter(
-        False,
-        doc="of gradients with two axes or more, subtract from each slice along the first axis its mean",
-        kw_only=True,
-        common=True,
-    )
 
     def scalars(self, step: Any, a: Any) -> Values:
         """Numbers of this step, in float64, for `update`. Each rule has its own: without it, nothing can be traced.
@@ -187,6 +164,31 @@ class Rule:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, checked(type(self).__name__, field, getattr(self, field.name)))
         self.check()
+        self._check_storage()
+
+    def _check_storage(self) -> None:
+        """Raise ValueError where the options of how arrays are kept contradict each other, or the rule."""
+        name, states = type(self).__name__, {state.name: state for state in self.all_states()}
+        given = [n for n, field in self.options().items() if field.metadata["storage"] and getattr(self, n)]
+        if self.procedure and given:
+            raise ValueError(
+                f"{name}: {given[0]} is for optimizers whose step is one launch, and {name}'s is array operations; "
+                f"leave it out."
+            )
+        if self.kahan and self.master_weights:
+            raise ValueError(
+                f"{name}: kahan=True and master_weights={self.master_weights!r} both keep what rounding loses; choose "
+                f"master_weights='split', which keeps all of it in as many bytes."
+            )
+        for state in self.state_dtype if isinstance(self.state_dtype, Mapping) else ():
+            if state not in states:
+                raise ValueError(
+                    f"{name}: state_dtype has {state!r}, and the states are {', '.join(states) or 'none'}."
+                )
+        lost = [state for state, dtype in self.state_dtypes.items() if dtype == "int8" and not states[state].codes]
+        if lost:
+            cure = {state: "float32" if state in lost else dtype for state, dtype in self.state_dtypes.items()}
+            raise ValueError(f"{name}: int8 is too coarse for the state {lost[0]!r}; choose state_dtype={cure!r}.")
 
     def constants(self, step: Any, a: Any, grad_scale: Any, r: Values | None = None) -> Values:
         """`scalars`, `ratios`, and what `unscaled` and `prepared` need.
@@ -302,10 +304,29 @@ class Rule:
         """Their names."""
         return tuple(state.name for state in self.states())
 
+    @functools.cached_property
+    def state_dtypes(self) -> dict[str, str | None]:
+        """`state_dtype` for each kept state; None: as the parameter."""
+        return {name: self.state_dtype_of(name) for name in self.kept_states}
+
+    def state_dtype_of(self, state: str) -> str | None:
+        """`state_dtype` for the state of this name."""
+        return self.state_dtype.get(state) if isinstance(self.state_dtype, Mapping) else self.state_dtype
+
+    @functools.cached_property
+    def draws(self) -> bool:
+        """Whether steps may round at random, for which they are counted."""
+        return self.stochastic_rounding or "int8" in self.state_dtypes.values()
+
+    @functools.cached_property
+    def counter_key(self) -> str | None:
+        """`step_key`, and "step" where random numbers are drawn for each step: another than the last one's."""
+        return "step" if self.draws else self.step_key
+
     @property
     def counts(self) -> bool:
         """Whether an update advances the counter: where it is the age of state that this variant lacks, it does not."""
-        return self.step_key is not None or bool(self.kept_states) or bool(self.scalar_state)
+        return self.counter_key is not None or bool(self.kept_states) or bool(self.scalar_state)
 
     @property
     def flags(self) -> tuple[tuple[str, Any], ...]:
@@ -318,7 +339,7 @@ class Rule:
     def switches(cls) -> tuple[str, ...]:
         """Names of the flags, and of the numbers that are switches too."""
         options = cls.options().items()
-        return tuple(name for name, field in options if is_flag(field) or field.metadata["switch"])
+        return tuple(n for n, f in options if f.metadata["switch"] or (is_flag(f) and not f.metadata["storage"]))
 
     @classmethod
     def number_names(cls) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fusedopt.rules.arithmetic import power
 from fusedopt.rules.hyperparameter import hyperparameter
-from fusedopt.rules.rule import Rule, Values
+from fusedopt.rules.rule import Rule, State, Values
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SparseAdam(Rule):
     eps: float = hyperparameter(1e-8, "(0, inf)", "added to the root of the second moment")
     maximize: bool = hyperparameter(False, doc="ascend instead of descend")
 
-    state = ("exp_avg", "exp_avg_sq")
+    state = ("exp_avg", State("exp_avg_sq", codes="unsigned"))
     procedure: ClassVar[bool] = True  # rows are gathered and scattered around `update`
 
     def scalars(self, step: Any, a: Any) -> Values:

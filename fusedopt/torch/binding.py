@@ -142,7 +142,10 @@ def _segments(slots: Sequence[Slot], places: Mapping[int, int]) -> list[tuple[li
     last = None
     for slot in slots:
         rule = slot.group.rule
-        arrays, numbers = rule.kept_states, [name for name in (rule.step_key, *rule.scalar_state) if name is not None]
+        arrays, numbers = (
+            rule.kept_states,
+            [name for name in (rule.counter_key, *rule.scalar_state) if name is not None],
+        )
         if not arrays and not numbers:
             continue
         if slot.group is not last:

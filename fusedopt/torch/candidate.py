@@ -11,6 +11,7 @@ import torch
 
 from fusedopt.rules.rule import Rule, State
 from fusedopt.rules.stages import ROW
+from fusedopt.storage import plain
 from fusedopt.torch import places
 from fusedopt.torch.groups import ReadGroup
 from fusedopt.torch.slots import Copy, Counter, Slot, Span
@@ -38,7 +39,7 @@ def begun(parameter: torch.Tensor, entry: dict[str, Any], rule: Rule) -> Counter
     entry.update(counter.views)
     for state in rule.states():
         entry[state.name] = _new_state(parameter, rule.initial(state), parameter.dtype)
-    if rule.step_key is None and rule.kept_states:
+    if rule.counter_key is None and rule.kept_states:
         counter.row[0] = 1.0  # a state that is there is not its first gradient
         counter.ages = weakref.ref(entry[rule.kept_states[0]])
     return counter
@@ -161,7 +162,7 @@ class Candidate:
             raise RuntimeError(f"{self.what}: its states have several dtypes, {others}; convert them to one.")
 
     def _check_step(self, entry: Entry) -> None:
-        step = entry.get(self.group.rule.step_key) if self.group.rule.step_key is not None else None
+        step = entry.get(self.group.rule.counter_key) if self.group.rule.counter_key is not None else None
         if step is None or (isinstance(step, torch.Tensor) and step.device.type != "cpu"):  # which would be waited for
             return
         number = number_of(step)
@@ -183,7 +184,7 @@ class Candidate:
         for i, state in enumerate(rule.states()):
             if self.states[i] is None:
                 entry[state.name] = self.states[i] = self._initial_state(state, dtype)
-        if rule.step_key is None and rule.kept_states:
+        if rule.counter_key is None and rule.kept_states:
             counter.ages = weakref.ref(entry[rule.kept_states[0]])
         return self._slot(counter)
 
@@ -206,7 +207,7 @@ class Candidate:
                 view.copy_(value.reshape(()))
             elif value is not None:
                 view.fill_(value)
-        if rule.step_key is None and any(state is not None for state in self.states):
+        if rule.counter_key is None and any(state is not None for state in self.states):
             counter.row[0] = 1.0  # a state that is there is not its first gradient
         return counter
 
@@ -231,6 +232,7 @@ class Candidate:
             [*names, "float64"],
         )
         shape = tuple(self.local.shape)
-        span = Span(self.group, size, shape, (names[0], names[1], names[-1]), parameter, gradient, states, counters)
+        kept = plain(names[0], names[1], tuple(names[2:]))
+        span = Span(self.group, size, shape, kept, parameter, gradient, states, counters)
         dtype, shape, strides = self.gradient.dtype, self.gradient.size(), self.gradient.stride()
         return Slot(self.parameter, place, span, counter, dtype, shape, strides, placed[1].data_ptr(), self.copies)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fusedopt.rules.rule import Rule
+from fusedopt.storage import Storage
 from fusedopt.torch.groups import ReadGroup
 from fusedopt.torch.places import Place
 
@@ -25,7 +26,7 @@ class Counter:
 
     def __init__(self, rule: Rule, device: torch.device) -> None:
         self.row = torch.tensor([0.0, *rule.scalar_state.values(), 0.0], dtype=torch.float64, device=device)
-        keys = [rule.step_key, *rule.scalar_state]
+        keys = [rule.counter_key, *rule.scalar_state]
         self.views = {key: self.row[i] for i, key in enumerate(keys) if key is not None}
         self._first = len(keys) - len(self.views)
         self.ages: weakref.ref[torch.Tensor] | None = None
@@ -36,7 +37,7 @@ class Counter:
             return False
         if any(self.row[i].data_ptr() != view.data_ptr() for i, view in enumerate(self.views.values(), self._first)):
             return False  # somebody gave a view another memory
-        first = entry.get(rule.kept_states[0]) if rule.step_key is None and rule.kept_states else None
+        first = entry.get(rule.kept_states[0]) if rule.counter_key is None and rule.kept_states else None
         return first is None if self.ages is None else first is not None and first is self.ages()
 
 
@@ -47,11 +48,12 @@ class Span:
     group: ReadGroup
     size: int
     shape: tuple[int, ...]
-    dtypes: tuple[str, str, str]
+    storage: Storage
     parameter: Any
     gradient: Any
     states: list[Any]
     counters: Any
+    number: int = 0
     parameters: int = 1
 
 

@@ -1,0 +1,241 @@
+"""How the arrays of a span are kept in memory: which types, what lies beside them, and how values are rounded.
+
+A rule knows nothing of it: `backends.kept` reads and writes these arrays on the CPU, `kernels/storage.cuh` on a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from fusedopt.rules.rule import Rule, State
+
+BLOCK = 128  # elements of 8-bit states that share a scale: the tile of a warp, whose lanes find their maximum together
+SMALL = 4096  # of parameters with fewer elements, 8-bit states are kept in float32: most are biases and scales of norms
+HALVES = ("float16", "bfloat16")
+MASTER, SCALE = "master_param", "_scale"  # a state dict key, and the end of those of scales
+# What lies beside a parameter, by what makes it finer: its key in state dicts, and its dtype ("": the parameter's).
+BESIDE_PARAMETER = {
+    "float32": (MASTER, "float32"),
+    "split": ("remainder", "int16"),
+    "split24": ("remainder", "int8"),
+    "kahan": ("compensation", ""),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """How the values of one array are kept.
+
+    Attributes:
+        dtype: Name of the elements' type; "uint8" are codes, which have a float32 scale for each block.
+        finer: What keeps the rest of a parameter's value: "", or a key of `BESIDE_PARAMETER`.
+        codes: Of 8-bit values: "signed" or "unsigned"; else "".
+        stochastic: Whether values are rounded up or down at random, right on average; else to the nearest.
+    """
+
+    dtype: str
+    finer: str = ""
+    codes: str = ""
+    stochastic: bool = False
+
+    @property
+    def beside(self) -> str:
+        """dtype name of the second array; "" where there is none."""
+        if self.codes:
+            return "float32"
+        return BESIDE_PARAMETER[self.finer][1] or self.dtype if self.finer else ""
+
+    def is_plain(self, real: str) -> bool:
+        """Whether the array holds values of the arithmetic's type and nothing else."""
+        return self.dtype == real and not self.finer
+
+    @property
+    def title(self) -> str:
+        """As kernels and messages call it."""
+        name = "int8" if self.codes else " + ".join(filter(None, (self.dtype, self.finer)))
+        return f"{name}, stochastic" if self.stochastic and not self.codes else name
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Storage:
+    """How a span's arrays are kept; made by `storage` alone, so that equal ones are the same object.
+
+    The arrays of a span are the parameter, the gradient, the states in the rule's order, then those of `beside`.
+
+    Attributes:
+        parameter, gradient: How these are kept.
+        states: How each of the rule's kept states is.
+    """
+
+    parameter: Kept
+    gradient: Kept
+    states: tuple[Kept, ...]
+
+    @property
+    def real(self) -> str:
+        """dtype name of the arithmetic: float64 for float64 parameters, else float32."""
+        return "float64" if self.parameter.dtype == "float64" else "float32"
+
+    @functools.cached_property
+    def streams(self) -> tuple[Kept, ...]:
+        """Of the parameter, the gradient and each state."""
+        return (self.parameter, self.gradient, *self.states)
+
+    @functools.cached_property
+    def beside(self) -> tuple[int, ...]:
+        """The streams that have a second array, by their places in `streams`, in order."""
+        return tuple(place for place, kept in enumerate(self.streams) if kept.beside)
+
+    @functools.cached_property
+    def draws(self) -> bool:
+        """Whether some values are rounded at random."""
+        return any(kept.stochastic for kept in self.streams)
+
+    @functools.cached_property
+    def blocks(self) -> bool:
+        """Whether some states are kept in blocks, which are counted from the start of a tensor."""
+        return any(kept.codes for kept in self.states)
+
+    @property
+    def merges(self) -> bool:
+        """Whether neighbouring tensors may be updated as if they were one."""
+        return not self.draws and not self.blocks
+
+    @property
+    def title(self) -> str:
+        names = [kept.title for kept in self.streams]
+        return ", ".join(names if len(set(names)) > 1 else names[:1])
+
+
+@functools.cache
+def storage(parameter: Kept, gradient: Kept, states: tuple[Kept, ...]) -> Storage:
+    """The storage of these."""
+    return Storage(parameter, gradient, states)
+
+
+@functools.cache
+def plain(parameter: str, gradient: str, states: tuple[str, ...]) -> Storage:
+    """Arrays of these dtypes, with nothing beside them, rounded to the nearest."""
+    return storage(Kept(parameter), Kept(gradient), tuple(map(Kept, states)))
+
+
+def blocks_of(size: int) -> int:
+    """Scales of a tensor of so many elements."""
+    return -(-size // BLOCK)
+
+
+def storage_of(rule: Rule, parameter: str, gradient: str, size: int) -> Storage:
+    """What a rule's options say for a parameter.
+
+    Args:
+        rule: With its options, which `check_storage` has found right.
+        parameter, gradient: dtype names.
+        size: Elements of the whole parameter.
+    """
+    return storage(kept_parameter(rule, parameter), Kept(gradient), kept_states(rule, parameter, size))
+
+
+def kept_parameter(rule: Rule, dtype: str) -> Kept:
+    """How a parameter of this dtype is kept."""
+    finer = ("kahan" if rule.kahan else rule.master_weights or "") if dtype in HALVES else ""
+    return Kept(dtype, finer, stochastic=rule.stochastic_rounding and dtype in HALVES and finer in ("", "split24"))
+
+
+def kept_states(rule: Rule, parameter: str, size: int) -> tuple[Kept, ...]:
+    """How each of the rule's kept states is, for a parameter of this dtype and so many elements."""
+    return tuple(kept_state(rule, state, parameter, size) for state in rule.states())
+
+
+def kept_state(rule: Rule, state: State, parameter: str, size: int) -> Kept:
+    """How one state is."""
+    dtype = rule.state_dtype_of(state.name) or parameter
+    if dtype != "int8":
+        return Kept(dtype, stochastic=rule.stochastic_rounding and dtype in HALVES)
+    return Kept("float32") if size < SMALL else Kept("uint8", codes=state.codes or "", stochastic=True)
+
+
+def beside_keys(rule: Rule, storage: Storage) -> tuple[str, ...]:
+    """State dict keys of the arrays in `Storage.beside`."""
+    names = [BESIDE_PARAMETER[storage.parameter.finer][0]] if storage.parameter.finer else []
+    return (*names, *(f"{name}{SCALE}" for name, kept in zip(rule.kept_states, storage.states) if kept.codes))
+
+
+def keys_of(rule: Rule, storage: Storage) -> tuple[str, ...]:
+    """State dict keys of all arrays that are kept beside a parameter and its gradient, in the order of a span's."""
+    return (*rule.kept_states, *beside_keys(rule, storage))
+
+
+def dtype_of(rule: Rule, key: str, parameter: str, size: int) -> str:
+    """dtype name of what is kept under a key, of a parameter of this dtype and so many elements."""
+    for state in rule.all_states():
+        if key in (state.name, f"{state.name}{SCALE}"):
+            kept = kept_state(rule, state, parameter, size)
+            return kept.dtype if key == state.name else kept.beside
+    return kept_parameter(rule, parameter).beside
+
+
+def array_dtypes(storage: Storage) -> tuple[str, ...]:
+    """dtype names of all arrays of a span, in order."""
+    return (*(kept.dtype for kept in storage.streams), *(storage.streams[place].beside for place in storage.beside))
+
+
+def check_storage(rule: Rule, dtypes: Iterable[str], described: Sequence[str]) -> None:
+    """Raise ValueError where the storage options of a param group do not go with its parameters.
+
+    Args:
+        rule: With the group's options.
+        dtypes: Names, of each parameter.
+        described: What messages call each of them.
+    """
+    name, known = type(rule).__name__, list(dtypes)
+    if not known:
+        return
+    halves = [dtype for dtype in known if dtype in HALVES]
+    finer = "kahan=True" if rule.kahan else f"master_weights={rule.master_weights!r}" if rule.master_weights else ""
+    if finer and not halves:
+        raise ValueError(
+            f"{name}: {finer} keeps what float16 and bfloat16 parameters cannot hold, and {described[0]} has "
+            f"{known[0]}, which holds it; leave it out, or convert the parameters to bfloat16."
+        )
+    for dtype, what in zip(known, described):
+        if rule.master_weights in ("split", "split24") and dtype == "float16":
+            raise ValueError(
+                f"{name}: {finer} keeps a float32 as bfloat16 and a remainder, and {what} has float16; choose "
+                f"master_weights='float32', or bfloat16 parameters."
+            )
+        narrow = [state for state, kept in rule.state_dtypes.items() if kept not in (None, "float32")]
+        if dtype == "float64" and narrow:
+            raise ValueError(
+                f"{name}: state_dtype={rule.state_dtype!r} does not go with {what}, which has float64; choose "
+                f"state_dtype='float32' or None, or float32 parameters."
+            )
+    if rule.stochastic_rounding and not halves and not set(HALVES) & set(rule.state_dtypes.values()):
+        raise ValueError(
+            f"{name}: stochastic_rounding=True is for float16 and bfloat16 parameters, and {described[0]} has "
+            f"{known[0]}; leave it out, or convert the parameters to bfloat16."
+        )
+
+
+def memory_of(storage: Storage, size: int) -> dict[str, int]:
+    """Bytes of a parameter of so many elements by kind: parameters, gradients, masters, states and their scales."""
+    itemsizes: dict[str, Any] = {
+        "float64": 8,
+        "float32": 4,
+        "float16": 2,
+        "bfloat16": 2,
+        "int16": 2,
+        "int8": 1,
+        "uint8": 1,
+    }
+    found = dict.fromkeys(("parameters", "gradients", "masters", "states", "scales"), 0)
+    found["parameters"] = size * itemsizes[storage.parameter.dtype]
+    found["gradients"] = size * itemsizes[storage.gradient.dtype]
+    if storage.parameter.beside:
+        found["masters"] = size * itemsizes[storage.parameter.beside]
+    for kept in storage.states:
+        found["states"] += size * itemsizes[kept.dtype]
+        found["scales"] += 4 * blocks_of(size) if kept.codes else 0
+    return found
