@@ -255,14 +255,22 @@ class Arena:
     def state(self, key: str) -> Any:
         """The flat buffer of what is kept under a key; when it is new, full of what it starts from."""
         if key not in self.states:
-            dtype = np.dtype(dtype_of(self.group.rule, key, self.dtype.name, max(self.sizes)))
-            length = self._blocks if self._in_blocks(key) else len(self.data)
-            self.states[key] = self.memory.zeros(length, dtype)
+            self.states[key] = self.memory.zeros(self._length(key), self._dtype(key))
             initial = self._initial(key)
             if initial != 0:
                 with self.memory.here():
                     self.states[key].fill(initial)
         return self.states[key]
+
+    def _length(self, key: str) -> int:
+        return self._blocks if self._in_blocks(key) else len(self.data)
+
+    def _dtype(self, key: str) -> np.dtype[Any]:
+        return np.dtype(dtype_of(self.group.rule, key, self.dtype.name, max(self.sizes)))
+
+    def bytes_of(self, key: str) -> int:
+        """Of the flat buffer of what is kept under a key, made already or not."""
+        return int(self.states[key].nbytes) if key in self.states else self._length(key) * self._dtype(key).itemsize
 
     def begin(self, new: np.ndarray[Any, Any]) -> None:
         """Start what is kept of parameters without history from what the rule says now, and masters from them."""
