@@ -60,15 +60,15 @@ CHOICES: dict[str, Choice] = {
         _choice("float32", "float32 everything", "float32"),
         _choice(
             "master",
-            "bf16 parameter and gradient, float32 master, float32 states",
+            "float32 master, float32 states",
             master_weights="float32",
             state_dtype="float32",
         ),
-        _choice("split", "the same, split master", master_weights="split", state_dtype="float32"),
+        _choice("split", "split master, float32 states", master_weights="split", state_dtype="float32"),
         _choice("split+bfloat16", "split master, bf16 states", master_weights="split", state_dtype="bfloat16"),
         _choice("split+int8", "split master, int8 states", master_weights="split", state_dtype="int8"),
         _choice("split24+int8", "split24 master, int8 states", master_weights="split24", state_dtype="int8"),
-        _choice("kahan", "Kahan's compensation, bf16 states", kahan=True, state_dtype="bfloat16"),
+        _choice("kahan", "Kahan, bf16 states", kahan=True, state_dtype="bfloat16"),
         _choice("stochastic", "stochastic rounding, bf16 states", stochastic_rounding=True, state_dtype="bfloat16"),
     )
 }

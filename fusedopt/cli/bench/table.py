@@ -15,12 +15,12 @@ from rich.text import Text
 
 from fusedopt.cli.bench.row import Row
 from fusedopt.cli.side_by_side import TOGETHER
+from fusedopt.storage import ITEMSIZE
 
 NONE = "-"  # not defined here
 UNKNOWN = "?"
 BUSY = 0.5  # load of a thread's core by others
 WIDEST = 200  # columns
-PARAMETER_AND_GRADIENT = 2 * 4  # bytes, of float32, which all have; `check` and docs/optimizers.md leave them out too
 
 
 @contextlib.contextmanager
@@ -72,8 +72,9 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "of\ncopy": lambda row: f"{row.share_of_copy:.0%}",
     "graph\nms": lambda row: NONE if row.graph_seconds is None else three_digits(row.graph_seconds * 1e3),
     "host\nµs": lambda row: NONE if row.host_seconds is None else three_digits(row.host_seconds * 1e6),
+    "moved\nB": lambda row: NONE if row.dtype == "float32" else f"{row.bytes_a_step / row.parameters:.4g}",
     "extra\nMB": lambda row: UNKNOWN if row.extra_bytes is None else f"{row.extra_bytes / 1e6:,.1f}",
-    "kept\nB": lambda row: f"{row.kept_bytes_a_parameter - PARAMETER_AND_GRADIENT:.1f}",
+    "kept\nB": lambda row: f"{row.kept_bytes_a_parameter - 2 * ITEMSIZE[row.dtype]:.1f}",
 }
 
 
