@@ -23,7 +23,8 @@ def draw(path: Path, result: dict[str, Any]) -> None:
     steps, errors = figure.subplots(1, 2, width_ratios=(2, 3))
     _steps(steps)
     _errors(errors, result)
-    figure.suptitle("Adam's states in one byte an element each; the library's code is tapered, with stochastic rounding", fontweight="bold")
+    title = "Adam's states in a byte an element: the library's code is tapered, with stochastic rounding"
+    figure.suptitle(title, fontweight="bold")
     about = "betas (0.9, 0.999), blocks of 128; error: |update - float32's| / |float32's|, after the last step"
     figure.supxlabel(about, fontsize=8, color=FLOOR)
     figure.savefig(path, dpi=DPI)
