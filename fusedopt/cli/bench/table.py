@@ -126,6 +126,8 @@ def method(rows: Sequence[Row]) -> str:
     """How to read the tables."""
     compared = [row for row in rows if row.difference is not None]
     worst = max(compared, key=lambda row: (row.difference or 0.0) / row.allowed_difference)
+    stored = any(row.dtype != rows[0].dtype for row in rows)
+    moved = " Moved: what a step with that storage must move, which its GB/s are of." if stored else ""
     gpu = "" if _on_cpu(rows[0]) else " Graph: a step in a CUDA graph. Host: until step() returns."
     return (
         f"fusedopt and one peer at a time, {TOGETHER} steps of warm-up, then rounds in which each of them and the"
@@ -134,6 +136,7 @@ def method(rows: Sequence[Row]) -> str:
         f" A copy stores to what it has not read, which costs a CPU more, so shares of it can pass 100 %. Gradients"
         f" stay where they are between the steps. Extra: the most memory that a step takes beyond what is kept; kept:"
         f" bytes a parameter beside itself and its gradient: states, and arrays for what lies between."
+        f"{moved}"
         f"{gpu} Parameters differ from fusedopt's by {worst.difference:.1e} at most, allowed is"
         f" {worst.allowed_difference:.1e}."
     )
