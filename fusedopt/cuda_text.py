@@ -140,7 +140,7 @@ def kept_type(kept: Kept) -> str:
     """The type in `kept.cuh` of a stream that is kept so."""
     if kept.codes:
         code = CODES[kept.codes]
-        return f"Codes<{str(code.signed).lower()}, {code.exponents}, {code.mantissa}>"
+        return f"Codes<{str(code.signed).lower()}, {code.octaves}, {code.dropped}>"
     if kept.finer in SPLIT:
         return f"Split<{SPLIT[kept.finer]}{', true' if kept.stochastic else ''}>"
     around = {"float32": "Master", "kahan": "Compensated", "": "Rounded" if kept.stochastic else "Plain"}[kept.finer]

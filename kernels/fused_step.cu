@@ -72,10 +72,14 @@ __device__ inline void prepare(const Launch& launch, Shared& shared) {
 }
 
 // The tiles of a lane whose loads are under way before the arithmetic of the first. 1,024 threads with 64 bytes each are
-// the 64 KB a multiprocessor that an H200 needs, and what Adam's four float32 streams have in one tile. Of narrower ones
-// it takes two (split masters with states of 2 bytes have 40 bytes, of 1 byte 32) or more; plain ones were measured with one.
+// the 64 KB a multiprocessor that an H200 needs, and what Adam's four float32 streams have in one tile. Of what is kept
+// narrower, as split masters with states of 2 bytes (40) or 1 byte (32), it takes two; a third one of split24 with 1 byte
+// (28) would spill. Plain streams were measured with one.
+template <class Variant> constexpr unsigned TILES_OF_64_BYTES = 64 / Stored<Variant>::bytes;
 template <class Variant>
-constexpr unsigned TILES_AT_ONCE = Stored<Variant>::plain ? 1 : (63 + Stored<Variant>::bytes) / Stored<Variant>::bytes;
+constexpr unsigned TILES_AT_ONCE = Stored<Variant>::plain ? 1
+                                   : TILES_OF_64_BYTES<Variant> > 2 ? TILES_OF_64_BYTES<Variant>
+                                                                    : 2;
 
 // Lane t of a warp owns elements 4t to 4t+3 of each tile of 128, counted from the span's start, whatever the alignment.
 template <class Variant>

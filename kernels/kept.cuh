@@ -211,21 +211,21 @@ template <int BITS, bool STOCHASTIC = false> struct Split : Two<BFloat16, typena
   }
 };
 
-// 8-bit floats below 2 with gradual underflow, EXPONENTS the largest exponent, in blocks of 128 with a power of two as
-// their scale: the tile of a warp, all of whose lanes come here.
-template <bool SIGNED, unsigned EXPONENTS, unsigned MANTISSA> struct Codes {
+// Tapered floats of 8 bits, in blocks of 128 that share a scale: the tile of a warp, all of whose lanes come here. A
+// number says how far the bits of a magnitude up to 1 are below the CEILING, as a float without its last DROPPED bits.
+template <bool SIGNED, int OCTAVES, int DROPPED> struct Codes {
   static constexpr int beside = 1;
   static constexpr bool plain = false, draws = true, blocks = true;
   static constexpr unsigned bytes = 1;
-  static constexpr unsigned DROPPED = 23 - MANTISSA, OFFSET = (127 - EXPONENTS) << MANTISSA;
-  static constexpr unsigned SMALL = 1u << MANTISSA, LARGEST = SIGNED ? 127 : 255;
+  static constexpr int LARGEST = SIGNED ? 127 : 255, CEILING = (127 + OCTAVES) << 23, NEAREST = CEILING + (22 << 23);
   template <unsigned WIDTH> struct Raw {
     Pack<unsigned char, WIDTH> codes;
     float scale;
   };
 
-  // The smallest value with all bits of its mantissa, 2^(1 - EXPONENTS).
-  static __device__ float smallest() { return same_bits<float>((128u - EXPONENTS) << 23); }
+  static __device__ float magnitude_of(int number) {  // but for 0
+    return same_bits<float>(CEILING - int(same_bits<float>(NEAREST + ((LARGEST - number) << DROPPED))));
+  }
 
   template <unsigned WIDTH> static __device__ bool aligned(Place at) {
     return ::aligned<WIDTH>(at.in_array<unsigned char>());
@@ -249,11 +249,9 @@ template <bool SIGNED, unsigned EXPONENTS, unsigned MANTISSA> struct Codes {
   template <unsigned WIDTH> static __device__ void decode(const Raw<WIDTH>& raw, float (&values)[WIDTH]) {
 #pragma unroll
     for (unsigned lane = 0; lane < WIDTH; lane++) {
-      const unsigned code = raw.codes.lane[lane], size = SIGNED ? code & 127u : code;
-      const bool small = size < SMALL;
-      const float raised = same_bits<float>((size + (small ? SMALL : 0u) + OFFSET) << DROPPED);
-      const float value = small ? raised - smallest() : raised;
-      values[lane] = same_bits<float>(same_bits<unsigned>(value) | (SIGNED ? (code & 128u) << 24 : 0u)) * raw.scale;
+      const int code = raw.codes.lane[lane], number = code & LARGEST;
+      const float magnitude = number ? magnitude_of(number) : 0.0f;
+      values[lane] = (SIGNED && code > LARGEST ? -magnitude : magnitude) * raw.scale;
     }
   }
 
@@ -266,35 +264,27 @@ template <bool SIGNED, unsigned EXPONENTS, unsigned MANTISSA> struct Codes {
       if (lane < lanes && size > largest) largest = size;
     }
     raw.scale = scale_of(warp_largest(largest));
-    const float inverse = inverse_of(raw.scale);
-    const unsigned sign = SIGNED && raw.scale == raw.scale ? SIGN : 0;  // that of a NaN differs by chip
+    const float inverse = raw.scale > 0 ? 1.0f / raw.scale : 0.0f;
 #pragma unroll
     for (unsigned lane = 0; lane < WIDTH; lane++) {
-      const unsigned code = code_of(values[lane], inverse, words.noise<STREAM>(lane));
-      raw.codes.lane[lane] = (unsigned char)(code | (same_bits<unsigned>(values[lane]) & sign) >> 24);
+      const int number = number_of(values[lane], inverse, words.noise<STREAM>(lane));
+      raw.codes.lane[lane] = (unsigned char)(SIGNED && number && values[lane] < 0 ? number + 128 : number);
     }
   }
 
-  // From the bits of the largest of a block: the power of two in it, as it may be rounded up; NaN where it is not finite.
+  // From the bits of the largest of a block: at least 2^-80, so that no magnitude is denormal; NaN where it is not finite.
   static __device__ float scale_of(unsigned largest) {
-    unsigned bits = (largest + (1u << DROPPED)) & EXPONENT;
-    bits = bits < 0x00800000u ? 0x00800000u : bits > 0x7f000000u ? 0x7f000000u : bits;
-    return same_bits<float>(largest == 0 ? 0u : largest >= EXPONENT ? NOT_A_NUMBER : bits);
+    const unsigned scale = largest < (127u - 80u) << 23 ? (127u - 80u) << 23 : largest;
+    return same_bits<float>(largest == 0 ? 0u : largest >= EXPONENT ? NOT_A_NUMBER : scale);
   }
 
-  // 1 / scale of a power of two, where it is one; else 0.
-  static __device__ float inverse_of(float scale) {
-    const unsigned bits = same_bits<unsigned>(scale);
-    return scale > 0 ? same_bits<float>(bits == 0x7f000000u ? 0x00400000u : 0x7f000000u - bits) : 0.0f;
-  }
-
-  static __device__ unsigned code_of(float value, float inverse, unsigned noise) {
-    const float fraction = inverse > 0 ? magnitude(value) * inverse : 0.0f;
-    const bool small = fraction < smallest();
-    const unsigned raised = same_bits<unsigned>(small ? fraction + smallest() : fraction);
-    const unsigned code = ((raised + (noise << (DROPPED - 16))) >> DROPPED) - OFFSET - (small ? SMALL : 0u);
-    const unsigned least = !SIGNED && fraction > 0 ? 1u : 0u;  // v that is not 0 stays so: m / sqrt(v) would be infinite
-    return code > LARGEST ? LARGEST : code < least ? least : code;
+  static __device__ int number_of(float value, float inverse, unsigned noise) {
+    const float magnitude = inverse > 0 ? ::magnitude(value) * inverse : 0.0f, smallest = magnitude_of(1);
+    const int odd = int(noise << 1 | 1);
+    const int depth = same_bits<int>(float(CEILING - same_bits<int>(magnitude)));
+    const int number = LARGEST - ((depth - NEAREST + (odd << (DROPPED - 17))) >> DROPPED);
+    const float least = SIGNED ? smallest * (float(odd) * 0x1p-17f) : 0.0f;  // m / sqrt(v) of a v that is 0 is infinite
+    return magnitude < smallest ? magnitude > least : number > LARGEST ? LARGEST : number;
   }
 };
 
