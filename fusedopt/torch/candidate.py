@@ -42,8 +42,11 @@ Entry = Mapping[str, Any]
 
 
 def begun(parameter: torch.Tensor, entry: dict[str, Any], rule: Rule) -> Counter | None:
-    """Make a parameter's state ahead of its first step, and its counter; neither where it has no memory yet."""
-    if torch.nn.parameter.is_lazy(parameter) or parameter.is_meta:
+    """Make a parameter's state ahead of its first step, and its counter; neither where it has no memory yet, or no kernel.
+
+    What makes it finer begins with that step, from the parameter as it is then.
+    """
+    if torch.nn.parameter.is_lazy(parameter) or parameter.is_meta or parameter.dtype not in DTYPES:
         return None
     counter = Counter(rule, parameter.device)
     entry.update(counter.views)
@@ -241,7 +244,7 @@ class Candidate:
         if counter is None or counter.row.device != self.device or not counter.is_of(rule, entry):
             counter = self._new_counter(entry)
             entry.update(counter.views)  # before the arrays, as torch has it
-        order = self._order()
+        order = self._order() if self.storage.blocks else None
         for state, how in zip(rule.states(), self.storage.states):
             if self.states[state.name] is None:
                 self._begin(entry, new_states(self.parameter, self._initial(state, how), state, how, order))
@@ -251,7 +254,7 @@ class Candidate:
                 self._begin(entry, {key: new_beside(self.parameter, key, self._dtypes[key])})
         if rule.counter_key is None and rule.kept_states:
             counter.ages = weakref.ref(entry[rule.kept_states[0]])
-        return self._slot(counter, order)
+        return self._slot(counter)
 
     def _begin(self, entry: dict[str, Any], made: Mapping[str, torch.Tensor]) -> None:
         self.states.update(made)
@@ -307,9 +310,9 @@ class Candidate:
             )
         return orders[0]
 
-    def _slot(self, counter: Counter, order: tuple[int, ...]) -> Slot:
+    def _slot(self, counter: Counter) -> Slot:
         """Where everything lies; what does not lie in the parameter's order is copied into it."""
-        place, rule = places.place_of(self.device), self.group.rule
+        order, place, rule = self._order(), places.place_of(self.device), self.group.rule
         named = {key: local(state) for key, state in self.states.items() if state is not None}
         tensors = [self.local, self.gradient, *named.values()]
         orders = [
