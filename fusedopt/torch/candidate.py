@@ -42,7 +42,7 @@ Entry = Mapping[str, Any]
 
 
 def begun(parameter: torch.Tensor, entry: dict[str, Any], rule: Rule) -> Counter | None:
-    """Make a parameter's state ahead of its first step, and its counter; neither where it has no memory yet, or no kernel.
+    """Make a parameter's state ahead of its first step, and its counter; neither where it has no memory or no kernel.
 
     What makes it finer begins with that step, from the parameter as it is then.
     """
