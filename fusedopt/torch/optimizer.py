@@ -430,7 +430,10 @@ class Optimizer(torch.optim.Optimizer):
             numbers.setdefault(id(p), len(numbers))
         written = _state_dict.written(self.state, self.param_groups, self._counters)
         state_dict = {
-            "state": {numbers[id(p)] if isinstance(p, torch.Tensor) else p: entry for p, entry in written.items()},
+            "state": {
+                numbers[id(p)] if isinstance(p, torch.Tensor) else p: _state_dict.sendable(entry)
+                for p, entry in written.items()
+            },
             "param_groups": [
                 {key: value for key, value in group.items() if key != "params"}
                 | {"params": [numbers[id(p)] for p in group["params"]]}
@@ -443,14 +446,19 @@ class Optimizer(torch.optim.Optimizer):
 
     @untraced
     @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any], convert: bool = False) -> None:
         """Take over a state dict of torch.optim or of this library: checked whole, then copied, and never cast.
 
         An option that follows a schedule here goes on to follow it, from the step that was saved.
 
+        Args:
+            convert: Whether state that was kept in another way is converted to how this optimizer keeps its own,
+                rounded to the nearest; else it is refused. Masters are taken together with the parameters: load these
+                first.
+
         Raises:
-            ValueError: Counts of groups or parameters, shapes, or a value do not fit.
-            TypeError: A state is no tensor, or its dtype does not go with the parameter's.
+            ValueError: Counts of groups or parameters, shapes, or a value do not fit; or another storage.
+            TypeError: A state is no tensor, or of another dtype than it is kept in.
             KeyError: A state is missing.
         """
         state_dict = state_dict.copy()
@@ -458,14 +466,14 @@ class Optimizer(torch.optim.Optimizer):
             state_dict = pre_hook(self, state_dict) or state_dict
         schedules, groups = self._schedules, self.param_groups
         schedules.take(groups)
-        schedules.count_from(groups, self._load(state_dict))
+        schedules.count_from(groups, self._load(state_dict, convert))
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
-    def _load(self, state_dict: dict[str, Any]) -> list[int]:
+    def _load(self, state_dict: dict[str, Any], convert: bool) -> list[int]:
         """Take over a state dict; how many steps each group has had."""
         followed = self._schedules.of(self.param_groups)
-        return _state_dict.load(state_dict, followed, self.rule(), self.state, self._counters)
+        return _state_dict.load(state_dict, followed, self.rule(), self.state, self._counters, convert)
 
     def __getstate__(self) -> dict[str, Any]:
         self._schedules.take(self.param_groups)

@@ -30,7 +30,7 @@ from fusedopt.torch.tensors import DTYPES, is_plain, local, memory_order, placem
 BESIDE = frozenset(key for key, _ in BESIDE_PARAMETER.values())  # keys of what makes a parameter finer
 TYPES = {name: dtype for dtype, name in DTYPES.items()}
 TYPES |= {"uint8": torch.uint8, "int8": torch.int8, "int16": torch.int16}
-OPTIONS = tuple(name for name, field in Rule.options().items() if field.metadata["storage"])
+OPTIONS = tuple(Rule.storage_options())
 
 
 def options_of(rule: Rule) -> dict[str, Any]:
@@ -105,7 +105,8 @@ def scale_shape(parameter: torch.Tensor) -> tuple[int, ...]:
     """Of the scales of a parameter's 8-bit state: a vector; of a DTensor a row of them for each of its rows."""
     if is_plain(type(parameter)):
         return (blocks_of(parameter.numel()),)
-    return (parameter.shape[0], parameter.numel() // parameter.shape[0] // BLOCK)
+    rows = parameter.shape[0] if parameter.ndim else 1
+    return (rows, parameter.numel() // max(1, rows) // BLOCK)
 
 
 def like_scale(parameter: torch.Tensor, value: float) -> torch.Tensor:
