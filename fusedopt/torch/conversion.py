@@ -27,16 +27,16 @@ def stored_beside(rule: Rule, parameter: torch.Tensor, entry: Mapping[str, Any])
         rule: With the options of the parameter's group.
         entry: A state that is to be kept: where the options leave a state's dtype open, it stays as it is there.
     """
-    small = size_in_blocks(parameter) < SMALL
-    dtypes: dict[str, str | None] = {}
+    size = SMALL if size_in_blocks(parameter) >= SMALL else 0  # of a part that is here there may be less
+    stored = stored_arrays(rule, DTYPES[parameter.dtype], size)
     for state in rule.all_states():
-        said, there = rule.state_dtype_of(state.name), entry.get(state.name)
-        if said is None and isinstance(there, torch.Tensor) and storable(there.dtype, parameter.dtype):
-            dtypes[state.name] = None if there.dtype == torch.float64 else DTYPES[there.dtype]
-        else:
-            dtypes[state.name] = "float32" if said == "int8" and small else said
-    size = parameter.numel() if small else SMALL  # of a part of it that is here there may be less
-    return stored_arrays(dataclasses.replace(rule, state_dtype=dtypes), DTYPES[parameter.dtype], size)
+        there = entry.get(state.name)
+        left_open = rule.state_dtype_of(state.name) is None
+        if left_open and isinstance(there, torch.Tensor) and storable(there.dtype, parameter.dtype):
+            ours, dtype = stored[state.name], DTYPES[there.dtype]
+            kept = dataclasses.replace(ours.kept, dtype=dtype)
+            stored[state.name] = dataclasses.replace(ours, dtype=dtype, kept=kept)
+    return stored
 
 
 def converted_entry(
