@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedopt.foreign_states import in_our_keys
 from fusedopt.groups import Group, changed_rule
 from fusedopt.layout import NO_HISTORY, Arena
 from fusedopt.parameter import Parameter
@@ -94,6 +95,8 @@ def state_dict(groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]) -> di
 def load_state_dict(saved: Mapping[str, Any], groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]) -> None:
     """Check all of a state dict, then copy it into the buffers that are there."""
     scheduled = [group.schedules for group in groups]
+    dtypes = [[parameter.dtype.name for parameter in group["params"]] for group in groups]
+    saved = in_our_keys(saved, [group.rule for group in groups], dtypes)
     rules, extras, found = checked_groups(saved, groups, [group.rule for group in groups], scheduled)
     entries = {id(p): entry for p, entry in zip((p for group in groups for p in group["params"]), found)}
     checked = [

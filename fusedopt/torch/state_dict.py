@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fusedopt.foreign_states import in_our_keys
 from fusedopt.rules.rule import Rule
 from fusedopt.scheduled import loaded_steps, rules_in_force
 from fusedopt.state_dict import checked_entry, checked_groups
@@ -79,6 +80,8 @@ def load(
         ValueError, TypeError, KeyError: As `fusedopt.Optimizer.load_state_dict`.
     """
     groups, scheduled = [some.group for some in followed], [some.schedules for some in followed]
+    dtypes = [[str(p.dtype).removeprefix("torch.") for p in group["params"]] for group in groups]
+    saved = in_our_keys(saved, [_storing(rule, group) for group in groups], dtypes)
     rules, extras, found = checked_groups(saved, groups, [rule] * len(groups), scheduled, checked_rule)
     params = [(p, rule) for group, rule in zip(groups, rules) for p in group["params"]]
     names = [name for group in groups for name in names_of(group)]
@@ -101,6 +104,12 @@ def load(
         else:
             state[p] = _filled(p, rule, loaded, state.get(p, {}), counters.get(p))
     return steps
+
+
+def _storing(rule: Rule, group: Mapping[str, Any]) -> Rule:
+    """The rule with the group's storage options, on which it depends whether steps are counted."""
+    names = {name for name, field in rule.options().items() if field.metadata["storage"]}
+    return checked_rule(rule, {name: group[name] for name in names & set(group)})
 
 
 def names_of(group: Mapping[str, Any]) -> Iterable[str]:
