@@ -111,7 +111,7 @@ def test_a_training_goes_on_from_bitsandbytes(name, bitsandbytes):
 
 
 def test_a_step_after_bitsandbytes_in_float32_is_its_own(bitsandbytes):
-    """With states in float32 the two differ by rounding, and by the decay, which is before the step, and there after."""
+    """With states in float32 the two differ by rounding, and in when the decay comes: before the step, there after."""
     theirs = bitsandbytes.optim.AdamW32bit(leaves(), lr=1e-3, weight_decay=0.1)
     take_steps(theirs, range(3))
     mine = copies(theirs.param_groups[0]["params"])
