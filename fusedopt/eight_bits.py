@@ -1,7 +1,6 @@
-"""float32 values as one byte each, in blocks with a scale: 8-bit floats, rounded up or down at random.
+"""float32 values as one byte each, in blocks with a scale: tapered floats, rounded up or down at random.
 
-A scale is a power of two, so that only the rounding to 3 bits after the point loses anything, and all devices have the
-same bits. `docs/state_codes.md` compares it with other codes.
+`docs/state_codes.md` has the code in a formula, and compares it with others.
 """
 
 from __future__ import annotations
@@ -17,83 +16,94 @@ from fusedopt.storage import BLOCK, Kept
 
 Array = np.ndarray[Any, Any]
 
+SMALLEST_SCALE = np.uint32(127 - 80 << 23)  # the bits of 2^-80: all magnitudes below it are normal numbers
+
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """An 8-bit float below 2, with gradual underflow to zero: 2^(e - E) (1 + m/8), and m/8 2^(1 - E) where e is 0.
+    """Numbers for the magnitudes from 0 to 1: how far the bits of one are below a ceiling, as a float of few bits.
+
+    So the quarters of the numbers have 2, 3, 4 and 5 bits of mantissa, the finest up to 1, and each coarser one twice
+    the octaves. 0 is none of them: its number is 0.
 
     Attributes:
-        signed: Whether the highest bit is the sign.
-        exponents: E, the largest e.
-        mantissa: Bits of m.
+        signed: Whether the byte's highest bit is a sign.
+        octaves: Of the finest quarter, and from the ceiling down to 1.
+        dropped: Bits of the mantissa of a depth, as a float32, that a number has not.
     """
 
     signed: bool
-    exponents: int
-    mantissa: int
+    octaves: int
+    dropped: int
 
     @property
     def largest(self) -> int:
-        """The code of the largest value."""
+        """The number of 1."""
         return 127 if self.signed else 255
 
     @property
-    def dropped(self) -> int:
-        """Bits of a float32's mantissa that it has not."""
-        return 23 - self.mantissa
+    def ceiling(self) -> int:
+        """Bits of a float32, above those of 1."""
+        return 127 + self.octaves << 23
 
     @property
-    def offset(self) -> int:
-        """What a code lacks of the first bits of the float32 of its value."""
-        return 127 - self.exponents << self.mantissa
+    def nearest(self) -> int:
+        """The bits of the depth of 1 as a float32."""
+        return 127 + 22 + self.octaves << 23
 
     @property
     def smallest(self) -> np.float32:
-        """The smallest value with all bits of its mantissa, 2^(1 - E)."""
-        smallest: np.float32 = np.float32(2.0 ** (1 - self.exponents))
+        """The magnitude of the number 1."""
+        smallest: np.float32 = self.magnitudes(np.ones(1, np.int32))[0]
         return smallest
 
+    def magnitudes(self, numbers: Array) -> Array:
+        """Of numbers as int32, but for 0."""
+        depths = (np.int32(self.nearest) + (np.int32(self.largest) - numbers << np.int32(self.dropped))).view(
+            np.float32
+        )
+        magnitudes: Array = (np.int32(self.ceiling) - depths.astype(np.int32)).view(np.float32)
+        return magnitudes
 
-CODES = {"signed": Code(True, 15, 3), "unsigned": Code(False, 31, 3)}
+
+# The octaves of v are twice those of m: then sqrt(v) reaches as far down as m does.
+CODES = {"signed": Code(True, 1, 18), "unsigned": Code(False, 2, 17)}
 
 
 def decoded(codes: Array, scales: Array, code: Code, to: Array) -> None:
     """The values of codes, with a scale for each, into an array of float32."""
-    magnitudes = codes & np.uint8(0x7F) if code.signed else codes
-    small = magnitudes < 1 << code.mantissa
-    whole = magnitudes.astype(np.uint32) + (small.astype(np.uint32) << np.uint32(code.mantissa))
-    values = (whole + np.uint32(code.offset) << np.uint32(code.dropped)).view(np.float32)
-    values = np.where(small, values - code.smallest, values)
+    numbers = (codes & np.uint8(code.largest)).astype(np.int32)
+    magnitudes = np.where(numbers > 0, code.magnitudes(numbers), np.float32(0))
     if code.signed:
-        values = (values.view(np.uint32) | (codes & np.uint8(0x80)).astype(np.uint32) << np.uint32(24)).view(np.float32)
-    np.multiply(values, scales, to)
+        signs = (codes & np.uint8(0x80)).astype(np.uint32) << np.uint32(24)
+        magnitudes = (magnitudes.view(np.uint32) | signs).view(np.float32)
+    np.multiply(magnitudes, scales, to)
 
 
 def scales_of(values: Array) -> Array:
     """The scale of each row of a matrix of float32: NaN where a value is not finite, 0 where all are zero."""
     largest = (values.view(np.uint32) & ~SIGN).max(axis=1, initial=0)
-    # The exponent of the largest as it may be rounded up: that never has to be cut.
-    exponent = np.clip(largest + np.uint32(1 << 20) & EXPONENT, np.uint32(0x00800000), np.uint32(0x7F000000))
-    scales = np.where(largest == 0, np.uint32(0), np.where(largest >= EXPONENT, NAN, exponent))
-    as_float: Array = scales.view(np.float32)
+    scales = np.where(largest == 0, largest, np.maximum(largest, SMALLEST_SCALE))
+    as_float: Array = np.where(largest >= EXPONENT, NAN, scales).view(np.float32)
     return as_float
 
 
 def encoded(values: Array, scales: Array, code: Code, noise: Words, to: Array) -> None:
     """The codes of values, with a scale and 16 random bits for each, into an array of bytes."""
     with np.errstate(all="ignore"):
-        inverse = np.where(scales > 0, np.float32(1) / scales, np.float32(0))  # of NaN, too
-        fractions = np.where(inverse > 0, np.abs(values) * inverse, np.float32(0))
-    small = fractions < code.smallest
-    raised = np.where(small, fractions + code.smallest, fractions)  # with the steps of what is smallest
-    bits = raised.view(np.uint32) + (noise << np.uint32(code.dropped - 16))
-    lifted = np.where(small, np.uint32(1 << code.mantissa), np.uint32(0))
-    codes = np.minimum((bits >> np.uint32(code.dropped)) - np.uint32(code.offset) - lifted, np.uint32(code.largest))
+        inverses = np.where(scales > 0, np.float32(1) / scales, np.float32(0))  # of NaN, too
+        magnitudes = np.where(inverses > 0, np.abs(values) * inverses, np.float32(0))
+    odd = (noise << np.uint32(1) | np.uint32(1)).view(np.int32)  # without a mean, though there are but 16 bits
+    depths = (np.int32(code.ceiling) - magnitudes.view(np.int32)).astype(np.float32).view(np.int32)
+    added = odd << np.int32(code.dropped - 17)
+    numbers = np.int32(code.largest) - (depths - np.int32(code.nearest) + added >> np.int32(code.dropped))
+    # What is not 0 stays so where it is not signed: m / sqrt(v) would be infinite. With a sign, on average.
+    least = code.smallest * (odd * np.float32(2.0**-17)) if code.signed else np.float32(0)
+    numbers = np.where(magnitudes < code.smallest, magnitudes > least, np.minimum(numbers, code.largest))
     if code.signed:
-        codes |= (values.view(np.uint32) & SIGN) >> np.uint32(24)
-    else:
-        codes = np.maximum(codes, fractions > 0)  # v that is not 0 stays so: m / sqrt(v) would be infinite
-    to[...] = codes
+        # 0 has no sign, in a block with a NaN least of all: that of a NaN differs from chip to chip.
+        numbers = np.where((numbers > 0) & (values < 0), numbers | np.int32(0x80), numbers)
+    to[...] = numbers
 
 
 def encode_blocks(values: Array, codes: Array, scales: Array, code: Code, noise: Words) -> None:

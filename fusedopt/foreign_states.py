@@ -38,39 +38,38 @@ TENSORS = {f"{name}{i}" for name in ("state", "qmap", "absmax", "max", "new_max"
 TENSORS |= {"gnorm_vec", "unorm_vec"}
 
 
-def in_our_keys(saved: Any, rules: Sequence[Rule], dtypes: Sequence[Sequence[str]]) -> Any:
+def in_our_keys(saved: Any, rules: Sequence[Rule], parameters: Sequence[Sequence[Any]]) -> Any:
     """A state dict as this library would have saved it; one of its own, or of torch.optim, as it is.
 
     Args:
         saved: Of anybody; what is no state dict is returned as it is, for the checks to say so.
-        rules: Of the optimizer's param groups.
-        dtypes: Names of those of its parameters, by group.
+        rules, parameters: Of each of the optimizer's param groups.
 
     Raises:
         ValueError: The rule cannot go on from it: other states, no option for `bias_correction=False`, or codes and
             scales that do not go together.
         KeyError: Codes without their map or their scales.
     """
-    if not _fits(saved, dtypes):
+    if not _fits(saved, parameters):
         return saved
     state, groups = dict(saved["state"]), []
-    for number, (group, rule, kinds) in enumerate(zip(saved["param_groups"], rules, dtypes)):
+    for number, (group, rule, some) in enumerate(zip(saved["param_groups"], rules, parameters)):
         entries = {key: state[key] for key in group["params"] if isinstance(state.get(key), Mapping)}
         of_bitsandbytes = any("state1" in _flat(entry) for entry in entries.values())
         read = {key: _entry(entry, rule, f"the state of {key!r}") for key, entry in entries.items()}
         read = _with_steps_of_all(group, read)
-        state |= _without_stale_masters(group, read, dict(zip(group["params"], kinds)))
+        state |= _without_stale_masters(group, read, dict(zip(group["params"], some)))
         groups.append(_options(group, rule, f"param group {number} of the state dict", of_bitsandbytes))
     _warn_of_norms(saved["param_groups"])
     return {**saved, "state": state, "param_groups": groups}
 
 
-def _fits(saved: Any, dtypes: Sequence[Sequence[str]]) -> bool:
+def _fits(saved: Any, parameters: Sequence[Sequence[Any]]) -> bool:
     """Whether this is a state dict of as many groups and parameters."""
     if not isinstance(saved, Mapping) or not isinstance(saved.get("state"), Mapping):
         return False
     groups = saved.get("param_groups")
-    return isinstance(groups, Sequence) and [len(some) for some in dtypes] == [
+    return isinstance(groups, Sequence) and [len(some) for some in parameters] == [
         len(group["params"]) if isinstance(group, Mapping) and "params" in group else -1 for group in groups
     ]
 
@@ -116,12 +115,12 @@ def _with_steps_of_all(group: Mapping[str, Any], entries: Mapping[Any, Entry]) -
 
 
 def _without_stale_masters(
-    group: Mapping[str, Any], entries: dict[Any, Entry], dtypes: Mapping[Any, str]
+    group: Mapping[str, Any], entries: dict[Any, Entry], parameters: Mapping[Any, Any]
 ) -> dict[Any, Entry]:
     """TransformerEngine makes masters of float32 parameters too, but updates the parameters and never these."""
     if not {"step", "bias_correction"} <= set(group):
         return entries
-    stale = [key for key, entry in entries.items() if MASTER in entry and dtypes[key] == "float32"]
+    stale = [key for key, entry in entries.items() if MASTER in entry and _dtype(parameters[key]) == "float32"]
     if stale:
         warnings.warn(
             f"{MASTER} of {len(stale)} float32 parameters is left out: TransformerEngine does not update it for these. "

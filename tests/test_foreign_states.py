@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -23,11 +24,11 @@ def optimizer_of(kind: type[Optimizer], **options: Any) -> Optimizer:
     return kind(list(map(Parameter, arrays)), **options)
 
 
-def stepped(optimizer: Optimizer) -> Any:
+def stepped(optimizer: Optimizer, gradients: str = "float32") -> Any:
     """All that the optimizer has after two more steps."""
     for seed in range(2):
         for p in optimizer.parameters():
-            p.grad = ordinary(p.size, "float32", 10 + seed).reshape(p.shape)
+            p.grad = ordinary(p.size, gradients, 10 + seed).reshape(p.shape).astype(p.dtype)
         optimizer.step()
     return bits([optimizer.state_dict(), [p.data for p in optimizer.parameters()]])
 
@@ -61,6 +62,17 @@ def test_a_step_after_bitsandbytes_is_that_from_the_decoded_states():
     one.load_state_dict(saved)
     other.load_state_dict(ours)
     assert stepped(one) == stepped(other)
+
+
+def test_decoded_states_are_narrowed_only_where_that_is_asked_for():
+    saved, decoded = of_bitsandbytes(SHAPES)
+    optimizer = optimizer_of(AdamW, state_dtype="int8")
+    with pytest.raises(TypeError, match=r"float32 and this optimizer keeps uint8; .*convert=True"):
+        optimizer.load_state_dict(saved)
+    optimizer.load_state_dict(saved, convert=True)
+    large, small = states_of(optimizer)
+    assert large["exp_avg"].dtype == large["exp_avg_sq"].dtype == np.uint8
+    assert bits(small["exp_avg"]) == bits(decoded[1][0])
 
 
 NAMES = {SGD: "momentum_buffer", RMSprop: "square_avg", Adagrad: "sum", Lion: "exp_avg"}
@@ -167,10 +179,40 @@ def test_transformer_engines_remainders_are_ours():
     low = np.arange(-2450, 2450, dtype=np.int16).reshape(70, 70)
     saved["state"][0]["master_param"] = low
     saved["state"][1]["master_param"] = np.ones(5, np.float32)
-    read = in_our_keys(saved, [AdamW.rule()], [["bfloat16", "bfloat16"]])["state"]
+    parameters = [Parameter(np.zeros(shape, ml_dtypes.bfloat16)) for shape in SHAPES]
+    read = in_our_keys(saved, [AdamW.rule()], [parameters])["state"]
     assert list(read[0]) == ["exp_avg", "exp_avg_sq", "remainder"]
     assert read[0]["remainder"] is low
     assert bits(read[1]) == bits(saved["state"][1])
+
+
+@pytest.mark.parametrize("master_weights", ["split", "float32"])
+def test_transformer_engines_masters_are_those_that_steps_go_on_from(master_weights):
+    """Its remainder and ours make one float32 of a bfloat16, to the bit; so both ways lead to the same masters."""
+    masters = [ordinary(int(np.prod(shape)), "float32", 5).reshape(shape) for shape in SHAPES]
+    low = [master.view(np.uint32).astype(np.uint16).view(np.int16) for master in masters]
+    high = [
+        ((master.view(np.uint32) >> 16) + (rest < 0)).astype(np.uint16).view(ml_dtypes.bfloat16)
+        for master, rest in zip(masters, low, strict=True)
+    ]
+    saved = of_apex(SHAPES)
+    for i, master in enumerate(low if master_weights == "split" else masters):
+        saved["state"][i]["master_param"] = master
+    options = {"master_weights": master_weights, "state_dtype": "float32"}
+    optimizer = AdamW(list(map(Parameter, copy.deepcopy(high))), **options)
+    optimizer.load_state_dict(saved)
+    reference = AdamW(list(map(Parameter, masters)))
+    del saved["state"][0]["master_param"], saved["state"][1]["master_param"]
+    reference.load_state_dict(saved)
+    stepped(optimizer, gradients="bfloat16")
+    stepped(reference, gradients="bfloat16")
+    for p, expected in zip(optimizer.parameters(), reference.parameters(), strict=True):
+        entry = optimizer.state[p]
+        if master_weights == "float32":
+            assert bits(entry["master_param"]) == bits(expected.data)
+        else:
+            rest = expected.data.view(np.uint32).astype(np.uint16).view(np.int16)
+            assert bits(entry["remainder"]) == bits(rest)
 
 
 def test_transformer_engines_masters_of_float32_parameters_are_left_out():
@@ -201,7 +243,8 @@ def test_a_state_dict_of_ones_own_is_read_as_it_is(kind):
     optimizer = optimizer_of(kind, **({"momentum": 0.9} if kind is SGD else {}))
     stepped(optimizer)
     saved = optimizer.state_dict()
-    read = in_our_keys(saved, [optimizer.param_groups[0].rule], [["float32", "float32"]])
+    group = optimizer.param_groups[0]
+    read = in_our_keys(saved, [group.rule], [group["params"]])
     assert bits(read) == bits(saved)
     for i in range(len(SHAPES)):
         assert all(read["state"][i][key] is value for key, value in saved["state"][i].items())
@@ -209,7 +252,7 @@ def test_a_state_dict_of_ones_own_is_read_as_it_is(kind):
 
 @pytest.mark.parametrize("saved", [None, [], {}, {"state": {}}, {"state": [], "param_groups": []}], ids=repr)
 def test_what_is_no_state_dict_is_left_to_the_checks(saved):
-    assert in_our_keys(saved, [AdamW.rule()], [["float32"]]) is saved
+    assert in_our_keys(saved, [AdamW.rule()], [[Parameter(np.zeros(3, np.float32))]]) is saved
 
 
 def test_options_that_nobody_here_has_are_kept_and_written_back():

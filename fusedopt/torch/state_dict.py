@@ -80,8 +80,8 @@ def load(
         ValueError, TypeError, KeyError: As `fusedopt.Optimizer.load_state_dict`.
     """
     groups, scheduled = [some.group for some in followed], [some.schedules for some in followed]
-    dtypes = [[str(p.dtype).removeprefix("torch.") for p in group["params"]] for group in groups]
-    saved = in_our_keys(saved, [_storing(rule, group) for group in groups], dtypes)
+    kept = [_kept_as(rule, group) for group in groups]
+    saved = in_our_keys(saved, kept, [group["params"] for group in groups])
     rules, extras, found = checked_groups(saved, groups, [rule] * len(groups), scheduled, checked_rule)
     params = [(p, rule) for group, rule in zip(groups, rules) for p in group["params"]]
     names = [name for group in groups for name in names_of(group)]
@@ -106,10 +106,9 @@ def load(
     return steps
 
 
-def _storing(rule: Rule, group: Mapping[str, Any]) -> Rule:
-    """The rule with the group's storage options, on which it depends whether steps are counted."""
-    names = {name for name, field in rule.options().items() if field.metadata["storage"]}
-    return checked_rule(rule, {name: group[name] for name in names & set(group)})
+def _kept_as(rule: Rule, group: Mapping[str, Any]) -> Rule:
+    """A rule with a group's options of how arrays are kept."""
+    return checked_rule(rule, {name: group[name] for name in rule.storage_options() if name in group})
 
 
 def names_of(group: Mapping[str, Any]) -> Iterable[str]:
@@ -117,7 +116,7 @@ def names_of(group: Mapping[str, Any]) -> Iterable[str]:
     return (f"parameter {name!r} (shape {tuple(p.shape)})" for name, p in zip(names, group["params"]))
 
 
-def _tensor(what: str, value: Any, parameter: torch.Tensor) -> torch.Tensor:
+def _tensor(what: str, key: str, value: Any, parameter: torch.Tensor) -> torch.Tensor:
     if isinstance(value, torch.Tensor) and value.shape != parameter.shape:
         raise ValueError(f"{what} has shape {tuple(value.shape)} and the parameter {tuple(parameter.shape)}.")
     return checked_tensor(what, value, parameter)
