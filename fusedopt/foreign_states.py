@@ -163,6 +163,9 @@ def _of_bitsandbytes(entry: Mapping[str, Any], rule: Rule, what: str) -> Entry:
             f"{', '.join(names) or 'no state'}; of bitsandbytes' are taken those of "
             f"{', '.join(sorted(of.__name__ for of in FIRST_BETA))}, each by the optimizer of that name."
         )
+    shapes = [tuple(getattr(entry[key], "shape", ())) for key in theirs]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"{what} has two averages in state1, as AdEMAMix keeps them; there is no such optimizer here.")
     read = {key: value for key, value in entry.items() if key not in TENSORS}
     if rule.counter_key is None:
         read.pop("step", None)

@@ -115,6 +115,12 @@ MISTAKES: dict[str, tuple[type[Optimizer], Any, type[Exception], str]] = {
         ValueError,
         r"state1 has a map of float32 and shape \(16,\); it has 256 values of float32",
     ),
+    "AdEMAMix": (
+        AdamW,
+        lambda entry: entry.update(state1=np.zeros((2, 70, 70), np.float32)),
+        ValueError,
+        "the state of 0 has two averages in state1, as AdEMAMix keeps them",
+    ),
     "two states for one": (Lion, lambda entry: None, ValueError, "state1 and state2, and Lion keeps exp_avg; of"),
     "two states for another two": (RMSprop, lambda entry: None, ValueError, "state1 and state2, and RMSprop keeps"),
     "another optimizer": (LARS, without("state2"), ValueError, "state1, and LARS keeps momentum_buffer; of"),

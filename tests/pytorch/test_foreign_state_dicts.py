@@ -191,3 +191,53 @@ def test_a_foreign_state_dict_that_does_not_fit_changes_nothing():
     with pytest.raises(ValueError, match="state1 and state2, and Lion keeps exp_avg"):
         optimizer.load_state_dict(saved)
     torch.testing.assert_close(optimizer.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
+def test_decoded_states_are_narrowed_only_where_that_is_asked_for(state_dtype):
+    saved, decoded = of_bitsandbytes(SHAPES)
+    saved = {**saved, "state": as_tensors(saved["state"])}
+    params = leaves(torch.bfloat16)
+    optimizer = ours.AdamW(params, state_dtype=state_dtype)
+    with pytest.raises(TypeError, match=r"exp_avg has dtype float32 and this optimizer keeps .*convert=True"):
+        optimizer.load_state_dict(saved)
+    assert not optimizer.state
+    optimizer.load_state_dict(saved, convert=True)
+    entry = optimizer.state[params[0]]
+    assert entry["exp_avg"].dtype == {"bfloat16": torch.bfloat16, "int8": torch.uint8}[state_dtype]
+    if state_dtype == "bfloat16":
+        assert torch.equal(entry["exp_avg"], torch.from_numpy(decoded[0][0]).to(torch.bfloat16))
+    take_steps(optimizer, range(1))
+
+
+@pytest.mark.parametrize("master_weights", ["split", "float32"])
+def test_masters_of_transformer_engine_are_those_that_steps_go_on_from(master_weights):
+    """Its remainder and ours make one float32 of a bfloat16, to the bit."""
+    masters = leaves()
+    words = [master.detach().view(torch.int32) for master in masters]
+    low = [(word & 0xFFFF).to(torch.int16) for word in words]
+    high = [((word >> 16) + (rest < 0)).to(torch.int16) for word, rest in zip(words, low, strict=True)]
+    params = [bits.view(torch.bfloat16).clone().requires_grad_() for bits in high]
+    saved = as_tensors(of_apex(SHAPES))
+    optimizer = ours.AdamW(masters)
+    optimizer.load_state_dict(saved)
+    for i, master in enumerate(low if master_weights == "split" else masters):
+        saved["state"][i]["master_param"] = master.detach().clone()
+    split = ours.AdamW(params, master_weights=master_weights, state_dtype="float32")
+    split.load_state_dict(saved)
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        for p, master in zip(params, masters, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+            master.grad = p.grad.float()
+        split.step()
+        optimizer.step()
+    for p, master in zip(params, masters, strict=True):
+        if master_weights == "split":
+            rest = split.state[p]["remainder"]
+            whole = (p.detach().view(torch.int16).to(torch.int32) - (rest < 0).to(torch.int32) << 16) + (
+                rest.to(torch.int32) & 0xFFFF
+            )
+            assert torch.equal(whole.view(torch.float32), master)
+        else:
+            assert torch.equal(split.state[p]["master_param"], master)
