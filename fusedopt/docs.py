@@ -23,6 +23,7 @@ from fusedopt.traffic import traffic
 ROOT = Path(__file__).parents[1]
 PAGE, LOW_PRECISION, README = ROOT / "docs" / "optimizers.md", ROOT / "docs" / "low_precision.md", ROOT / "README.md"
 COLUMNS = ("optimizer", "equations", "state", "bytes moved", "bytes kept", "launches", "semantics of")
+BYTES = ("moved", "kept beside", "in all")  # beside parameter and gradient, and with them
 SHOWN = ("float32", "split", "split+random", "split+int8", "split24+int8")  # in README.md
 
 
@@ -45,12 +46,17 @@ def with_section(text: str, mark: str, section: str, page: Path = PAGE) -> str:
 
 
 def bytes_table(names: Iterable[str]) -> str:
-    """A row for each of these storages of Adam: bytes moved by a step and kept beside parameter and gradient."""
-    adam, heading = RULES["Adam"](), ("storage of Adam", "options", "bytes moved", "bytes kept")
-    lines = [f"| {' | '.join(heading)} |", "| --- | --- | ---: | ---: |"]
+    """A row for each of these storages of Adam: bytes that a step moves, kept beside parameter and gradient, and kept."""
+    adam = RULES["Adam"]()
+    lines = [
+        _bytes_line("storage of Adam", "options", "moved", "beside", "in all"),
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
     for choice in (CHOICES[name] for name in names):
         written = f"`{choice.written}`" if choice.options else "none"
-        lines.append(f"| {choice.title} | {written} | {choice.moved(adam):.4g} | {choice.kept(adam):.4g} |")
+        lines.append(
+            _bytes_line(choice.title, written, choice.moved(adam), choice.kept(adam), choice.in_all(adam)),
+        )
     return "\n".join(lines)
 
 
@@ -58,11 +64,16 @@ def others_table() -> str:
     """A row for each other library, by the layout of its Adam."""
     from fusedopt.cli.bench.memory import LAYOUTS
 
-    lines = ["| others, by their layouts | source | bytes moved | bytes kept |", "| --- | --- | ---: | ---: |"]
+    lines = [_bytes_line("others, by their layouts", "source", *BYTES), "| --- | --- | ---: | ---: | ---: |"]
     for layout in LAYOUTS:
-        kept = layout.masters + layout.states + layout.scales
-        lines.append(f"| {layout.title} | {layout.source} | {layout.moved:.4g} | {kept:.4g} |")
+        beside = layout.masters + layout.states + layout.scales
+        in_all = layout.parameters + layout.gradients + beside
+        lines.append(_bytes_line(layout.title, layout.source, layout.moved, beside, in_all))
     return "\n".join(lines)
+
+
+def _bytes_line(*cells: str | float) -> str:
+    return f"| {' | '.join(cell if isinstance(cell, str) else f'{cell:.4g}' for cell in cells)} |"
 
 
 def table() -> str:

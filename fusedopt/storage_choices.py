@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fusedopt.rules.rule import Rule
-from fusedopt.storage import BLOCK, SMALL, Kept, Storage, storage_of
+from fusedopt.storage import BLOCK, ITEMSIZE, SMALL, Storage, storage_of
 from fusedopt.tracing import trace
 from fusedopt.traffic import traffic
 
@@ -52,7 +52,11 @@ class Choice:
         """Bytes for each parameter beyond itself and its gradient."""
         storage = self.storage(rule, size)
         states = sum(kept.bytes for kept in storage.states)
-        return states + storage.parameter.bytes - Kept(storage.parameter.dtype).bytes
+        return states + storage.parameter.bytes - ITEMSIZE[self.dtype]
+
+    def in_all(self, rule: Rule, size: int = LARGE) -> float:
+        """Bytes for each parameter, itself and its gradient with it."""
+        return self.kept(rule, size) + 2 * ITEMSIZE[self.dtype]
 
 
 def _choice(name: str, title: str, dtype: str = "bfloat16", **options: Any) -> Choice:

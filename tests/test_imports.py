@@ -23,7 +23,7 @@ LAYERS = (
     ("cuda_text", "compiler", "backends", "conversion"),
     (
         *("groups", "scheduled", "state_dict", "optimizer", "checkpoint", "single_step", "rule_functions", "clipping"),
-        *("procedures", "kept_bytes"),
+        *("foreign_states", "procedures", "kept_bytes"),
     ),
     ("optimizers", "functional", "__init__"),
     ("torch", "mindspore", "megengine", "testing", "stubs", "docs", "cli", "__main__"),
