@@ -13,6 +13,7 @@ import numpy as np
 
 from fusedopt.philox import Words
 from fusedopt.rounding import EXPONENT, NAN, SIGN
+from fusedopt.spare import spare
 from fusedopt.storage import BLOCK, Kept
 
 Array = np.ndarray[Any, Any]
@@ -53,55 +54,85 @@ class Code:
         smallest: np.float32 = np.float32(2.0 ** (1 - self.exponents))
         return smallest
 
+    @property
+    def lowest(self) -> np.uint32:
+        """The bits of the smallest scale: with it all values of codes are float32's, the smallest one 2^-149."""
+        lowest: np.uint32 = np.uint32(max(1, self.exponents + self.mantissa - 23) << 23)
+        return lowest
+
 
 CODES = {"signed": Code(True, 15, 3), "unsigned": Code(False, 31, 3)}
+LEADING = np.uint32(1 << 23)  # one more in a float32's exponent
+HIGHEST = np.uint32(0x7F000000)  # the bits of the largest scale, 2^127
 
 
 def decoded(codes: Array, scales: Array, code: Code, to: Array) -> None:
     """The values of codes, with a scale for each, into an array of float32."""
-    magnitudes = codes & np.uint8(0x7F) if code.signed else codes
-    small = magnitudes < 1 << code.mantissa
-    whole = magnitudes.astype(np.uint32) + (small.astype(np.uint32) << np.uint32(code.mantissa))
-    values = (whole + np.uint32(code.offset) << np.uint32(code.dropped)).view(np.float32)
-    values = np.where(small, values - code.smallest, values)
+    bits, raised = to.view(np.uint32), spare("raised", to)
+    bits[...] = codes & np.uint8(0x7F) if code.signed else codes
+    bits += np.uint32(code.offset)
+    bits <<= np.uint32(code.dropped)
+    # Where e is 0 there is no leading 1: it is added and subtracted. That makes all other values larger.
+    np.add(bits, LEADING, out=raised)
+    without = raised.view(np.float32)
+    without -= code.smallest
+    np.minimum(to, without, out=to)
+    to *= scales
     if code.signed:
-        values = (values.view(np.uint32) | (codes & np.uint8(0x80)).astype(np.uint32) << np.uint32(24)).view(np.float32)
-    np.multiply(values, scales, to)
+        signs = spare("raised", to).view(np.int32)
+        signs[...] = codes.view(np.int8)
+        signs &= SIGN.view(np.int32)
+        bits |= signs.view(np.uint32)
 
 
-def scales_of(values: Array) -> Array:
-    """The scale of each row of a matrix of float32: NaN where a value is not finite, 0 where all are zero."""
-    largest = (values.view(np.uint32) & ~SIGN).max(axis=1, initial=0)
+def scales_of(magnitudes: Array, code: Code) -> Array:
+    """The scale of each row of a matrix of the bits of magnitudes: NaN where one is not finite, 0 where all are 0."""
+    largest = np.maximum.reduce(magnitudes, axis=1)
     # The exponent of the largest as it may be rounded up: that never has to be cut.
-    exponent = np.clip(largest + np.uint32(1 << 20) & EXPONENT, np.uint32(0x00800000), np.uint32(0x7F000000))
-    scales = np.where(largest == 0, np.uint32(0), np.where(largest >= EXPONENT, NAN, exponent))
+    scales = np.clip(largest + np.uint32((1 << code.dropped) - 1) & EXPONENT, code.lowest, HIGHEST)
+    scales[largest == 0] = 0
+    scales[largest >= EXPONENT] = NAN
     as_float: Array = scales.view(np.float32)
     return as_float
 
 
-def encoded(values: Array, scales: Array, code: Code, noise: Words, to: Array) -> None:
-    """The codes of values, with a scale and 16 random bits for each, into an array of bytes."""
-    with np.errstate(all="ignore"):
-        inverse = np.where(scales > 0, np.float32(1) / scales, np.float32(0))  # of NaN, too
-        fractions = np.where(inverse > 0, np.abs(values) * inverse, np.float32(0))
-    small = fractions < code.smallest
-    raised = np.where(small, fractions + code.smallest, fractions)  # with the steps of what is smallest
-    bits = raised.view(np.uint32) + (noise << np.uint32(code.dropped - 16))
-    lifted = np.where(small, np.uint32(1 << code.mantissa), np.uint32(0))
-    codes = np.minimum((bits >> np.uint32(code.dropped)) - np.uint32(code.offset) - lifted, np.uint32(code.largest))
-    if code.signed:
-        codes |= (values.view(np.uint32) & SIGN) >> np.uint32(24)
-    else:
-        codes = np.maximum(codes, fractions > 0)  # v that is not 0 stays so: m / sqrt(v) would be infinite
-    to[...] = codes
-
-
 def encode_blocks(values: Array, codes: Array, scales: Array, code: Code, noise: Words) -> None:
-    """The codes of a flat array's values, and the scales of its blocks."""
-    padded = np.zeros(len(scales) * BLOCK, np.float32)
-    padded[: len(values)] = values
-    scales[...] = scales_of(padded.reshape(-1, BLOCK))
-    encoded(values, spread(scales, 0, len(values)), code, noise, codes)
+    """The codes of a flat array's values, and the scales of its blocks.
+
+    Args:
+        noise: 16 random bits for each value, which are written over.
+    """
+    padded = spare("magnitudes", values, len(scales) * BLOCK)
+    magnitudes = padded[: len(values)]
+    np.bitwise_and(values.view(np.uint32), ~SIGN, out=magnitudes)
+    padded[len(values) :] = 0
+    scales[...] = scales_of(padded.reshape(-1, BLOCK), code)
+    _round(magnitudes, scales, code, noise, codes)
+    if code.signed:
+        codes |= np.signbit(values).view(np.uint8) << np.uint8(7)
+    if np.isnan(scales).any():  # the signs of NaNs differ by chip
+        codes[np.isnan(spread(scales, 0, len(values)))] = 0
+
+
+def _round(magnitudes: Words, scales: Array, code: Code, noise: Words, to: Array) -> None:
+    """The codes of the bits of magnitudes, which are written over."""
+    zero = magnitudes == 0
+    fractions, raised = magnitudes.view(np.float32), spare("raised", magnitudes)
+    with np.errstate(all="ignore"):
+        inverse = np.where(scales > 0, np.float32(1) / scales, np.float32(0))
+        fractions *= spread(inverse, 0, len(magnitudes))
+    np.add(fractions, code.smallest, out=raised.view(np.float32))
+    raised -= LEADING
+    np.maximum(magnitudes, raised, out=magnitudes)  # what is below `smallest` has all bits of a code, the first one 0
+    noise <<= np.uint32(code.dropped - 16)
+    magnitudes += noise
+    magnitudes >>= np.uint32(code.dropped)
+    magnitudes -= np.uint32(code.offset)
+    if (scales.view(np.uint32) == HIGHEST).any():
+        np.minimum(magnitudes, np.uint32(code.largest), out=magnitudes)
+    to[...] = magnitudes
+    if not code.signed:
+        np.maximum(to, ~zero, out=to)  # v that is not 0 stays so: m / sqrt(v) would be infinite
 
 
 def spread(scales: Array, first: int, last: int) -> Array:
