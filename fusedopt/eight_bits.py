@@ -1,12 +1,12 @@
-"""float32 values as one byte each, in blocks with a scale: 8-bit floats, rounded up or down at random.
+"""float32 values as one byte each, in blocks with a scale: tapered floats, rounded up or down at random.
 
-A scale is a power of two, so that only the rounding to 3 bits after the point loses anything, and all devices have the
-same bits. `docs/state_codes.md` compares it with other codes.
+`docs/state_codes.md` has the code in a formula, and compares it with others.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -18,81 +18,80 @@ from fusedopt.storage import BLOCK, Kept
 
 Array = np.ndarray[Any, Any]
 
+SMALLEST_SCALE = np.uint32(127 - 80 << 23)  # the bits of 2^-80: all magnitudes below it are normal numbers
+
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """An 8-bit float below 2, with gradual underflow to zero: 2^(e - E) (1 + m/8), and m/8 2^(1 - E) where e is 0.
+    """Numbers for the magnitudes from 0 to 1: how far the bits of one are below a ceiling, as a float of few bits.
+
+    So the quarters of the numbers have 2, 3, 4 and 5 bits of mantissa, the finest up to 1, and each coarser one twice
+    the octaves. 0 is none of them: its number is 0.
 
     Attributes:
-        signed: Whether the highest bit is the sign.
-        exponents: E, the largest e.
-        mantissa: Bits of m.
+        signed: Whether the byte's highest bit is a sign.
+        octaves: Of the finest quarter, and from the ceiling down to 1.
+        dropped: Bits of the mantissa of a depth, as a float32, that a number has not.
     """
 
     signed: bool
-    exponents: int
-    mantissa: int
+    octaves: int
+    dropped: int
 
     @property
     def largest(self) -> int:
-        """The code of the largest value."""
+        """The number of 1."""
         return 127 if self.signed else 255
 
     @property
-    def dropped(self) -> int:
-        """Bits of a float32's mantissa that it has not."""
-        return 23 - self.mantissa
+    def ceiling(self) -> int:
+        """Bits of a float32, above those of 1."""
+        return 127 + self.octaves << 23
 
     @property
-    def offset(self) -> int:
-        """What a code lacks of the first bits of the float32 of its value."""
-        return 127 - self.exponents << self.mantissa
+    def nearest(self) -> int:
+        """The bits of the depth of 1 as a float32."""
+        return 127 + 22 + self.octaves << 23
 
     @property
     def smallest(self) -> np.float32:
-        """The smallest value with all bits of its mantissa, 2^(1 - E)."""
-        smallest: np.float32 = np.float32(2.0 ** (1 - self.exponents))
+        """The magnitude of the number 1."""
+        smallest: np.float32 = self.magnitudes(np.ones(1, np.int32))[0]
         return smallest
 
-    @property
-    def lowest(self) -> np.uint32:
-        """The bits of the smallest scale: with it all values of codes are float32's, the smallest one 2^-149."""
-        lowest: np.uint32 = np.uint32(max(1, self.exponents + self.mantissa - 23) << 23)
-        return lowest
+    def magnitudes(self, numbers: Array) -> Array:
+        """Of numbers as int32, but for 0."""
+        depths = (np.int32(self.nearest) + (np.int32(self.largest) - numbers << np.int32(self.dropped))).view(
+            np.float32
+        )
+        magnitudes: Array = (np.int32(self.ceiling) - depths.astype(np.int32)).view(np.float32)
+        return magnitudes
 
 
-CODES = {"signed": Code(True, 15, 3), "unsigned": Code(False, 31, 3)}
-LEADING = np.uint32(1 << 23)  # one more in a float32's exponent
-HIGHEST = np.uint32(0x7F000000)  # the bits of the largest scale, 2^127
+# The octaves of v are twice those of m: then sqrt(v) reaches as far down as m does.
+CODES = {"signed": Code(True, 1, 18), "unsigned": Code(False, 2, 17)}
+
+
+@functools.cache
+def values_of(code: Code) -> Array:
+    """float32 values of all bytes, for a scale of 1."""
+    numbers = np.arange(256, dtype=np.int32) & code.largest
+    magnitudes = np.where(numbers > 0, code.magnitudes(numbers), np.float32(0))
+    values: Array = np.where(np.arange(256) > code.largest, -magnitudes, magnitudes)
+    return values
 
 
 def decoded(codes: Array, scales: Array, code: Code, to: Array) -> None:
     """The values of codes, with a scale for each, into an array of float32."""
-    bits, raised = to.view(np.uint32), spare("raised", to)
-    bits[...] = codes & np.uint8(0x7F) if code.signed else codes
-    bits += np.uint32(code.offset)
-    bits <<= np.uint32(code.dropped)
-    # Where e is 0 there is no leading 1: it is added and subtracted. That makes all other values larger.
-    np.add(bits, LEADING, out=raised)
-    without = raised.view(np.float32)
-    without -= code.smallest
-    np.minimum(to, without, out=to)
+    np.take(values_of(code), codes, out=to, mode="clip")  # into `to` itself: other modes make a copy
     to *= scales
-    if code.signed:
-        signs = spare("raised", to).view(np.int32)
-        signs[...] = codes.view(np.int8)
-        signs &= SIGN.view(np.int32)
-        bits |= signs.view(np.uint32)
 
 
-def scales_of(magnitudes: Array, code: Code) -> Array:
+def scales_of(magnitudes: Array) -> Array:
     """The scale of each row of a matrix of the bits of magnitudes: NaN where one is not finite, 0 where all are 0."""
     largest = np.maximum.reduce(magnitudes, axis=1)
-    # The exponent of the largest as it may be rounded up: that never has to be cut.
-    scales = np.clip(largest + np.uint32((1 << code.dropped) - 1) & EXPONENT, code.lowest, HIGHEST)
-    scales[largest == 0] = 0
-    scales[largest >= EXPONENT] = NAN
-    as_float: Array = scales.view(np.float32)
+    scales = np.where(largest == 0, largest, np.maximum(largest, SMALLEST_SCALE))
+    as_float: Array = np.where(largest >= EXPONENT, NAN, scales).view(np.float32)
     return as_float
 
 
@@ -103,36 +102,50 @@ def encode_blocks(values: Array, codes: Array, scales: Array, code: Code, noise:
         noise: 16 random bits for each value, which are written over.
     """
     padded = spare("magnitudes", values, len(scales) * BLOCK)
-    magnitudes = padded[: len(values)]
-    np.bitwise_and(values.view(np.uint32), ~SIGN, out=magnitudes)
+    bits = padded[: len(values)]
+    np.bitwise_and(values.view(np.uint32), ~SIGN, out=bits)
     padded[len(values) :] = 0
-    scales[...] = scales_of(padded.reshape(-1, BLOCK), code)
-    _round(magnitudes, scales, code, noise, codes)
-    if code.signed:
-        codes |= np.signbit(values).view(np.uint8) << np.uint8(7)
-    if np.isnan(scales).any():  # the signs of NaNs differ by chip
-        codes[np.isnan(spread(scales, 0, len(values)))] = 0
-
-
-def _round(magnitudes: Words, scales: Array, code: Code, noise: Words, to: Array) -> None:
-    """The codes of the bits of magnitudes, which are written over."""
-    zero = magnitudes == 0
-    fractions, raised = magnitudes.view(np.float32), spare("raised", magnitudes)
+    scales[...] = scales_of(padded.reshape(-1, BLOCK))
+    magnitudes = bits.view(np.float32)
     with np.errstate(all="ignore"):
-        inverse = np.where(scales > 0, np.float32(1) / scales, np.float32(0))
-        fractions *= spread(inverse, 0, len(magnitudes))
-    np.add(fractions, code.smallest, out=raised.view(np.float32))
-    raised -= LEADING
-    np.maximum(magnitudes, raised, out=magnitudes)  # what is below `smallest` has all bits of a code, the first one 0
-    noise <<= np.uint32(code.dropped - 16)
-    magnitudes += noise
-    magnitudes >>= np.uint32(code.dropped)
-    magnitudes -= np.uint32(code.offset)
-    if (scales.view(np.uint32) == HIGHEST).any():
-        np.minimum(magnitudes, np.uint32(code.largest), out=magnitudes)
-    to[...] = magnitudes
-    if not code.signed:
-        np.maximum(to, ~zero, out=to)  # v that is not 0 stays so: m / sqrt(v) would be infinite
+        inverses = np.where(scales > 0, np.float32(1) / scales, np.float32(0))
+        magnitudes *= spread(inverses, 0, len(values))
+    if np.isnan(scales).any():
+        magnitudes[np.isnan(spread(scales, 0, len(values)))] = 0
+    small, least = _least(magnitudes, code, noise)
+    codes[...] = _numbers(magnitudes, code, noise)
+    codes *= ~small
+    codes += least
+    if code.signed:  # 0 has no sign, in a block with a NaN least of all: that of a NaN differs from chip to chip
+        negative = values < 0
+        negative &= codes != 0
+        codes |= negative.view(np.uint8) << np.uint8(7)
+
+
+def _least(magnitudes: Array, code: Code, noise: Words) -> tuple[Array, Array]:
+    """Which magnitudes are below that of the number 1, and which of these have that number."""
+    small = magnitudes < code.smallest
+    if not code.signed:  # what is not 0 stays so: m / sqrt(v) would be infinite
+        return small, small & (magnitudes > 0)
+    chances = spare("depths", noise).view(np.float32)  # with a sign, on average
+    chances[...] = noise
+    chances += np.float32(0.5)
+    chances *= np.float32(code.smallest * 2.0**-16)
+    return small, small & (magnitudes > chances)
+
+
+def _numbers(magnitudes: Array, code: Code, noise: Words) -> Array:
+    """The numbers of those that are not small, as uint32; magnitudes and noise are written over."""
+    depths = spare("depths", magnitudes).view(np.int32)
+    np.subtract(np.int32(code.ceiling), magnitudes.view(np.int32), out=depths)
+    magnitudes[...] = depths
+    bits, added = magnitudes.view(np.int32), noise.view(np.int32)
+    added <<= np.int32(code.dropped - 16)
+    bits -= np.int32(code.nearest - (1 << code.dropped - 17))  # half of the noise's step more: without a mean
+    bits += added
+    bits >>= np.int32(code.dropped)
+    np.maximum(bits, np.int32(0), out=bits)
+    return np.subtract(np.int32(code.largest), bits, out=bits).view(np.uint32)
 
 
 def spread(scales: Array, first: int, last: int) -> Array:

@@ -15,7 +15,7 @@ from fusedopt.spare import spare
 ROUNDS = 7
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 WEYL = 0x9E3779B9, 0xBB67AE85
-SPREAD = 0x9E3779B1  # odd: what the word of an element is multiplied by for another stream's noise
+SPREAD = 0x9E3779B1  # what the word of an element is multiplied by for the next stream's noise: odd
 MASK = 0xFFFFFFFF
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
@@ -85,9 +85,17 @@ def words(seed: int, step: int, number: int, first: int, count: int) -> Words:
     return drawn.reshape(-1)[:count]
 
 
+def multiplier(stream: int) -> int:
+    """What the words of elements are multiplied by for a stream's noise.
+
+    Powers, since what is multiplied by 3 is correlated with what is not: 1/3.
+    """
+    return pow(SPREAD, stream, MASK + 1)
+
+
 def noise(words: Words, stream: int) -> Words:
     """16 random bits for each element, others for each stream: 0 is the parameter, k + 1 its state k."""
     drawn: Words = spare("noise", words)
-    np.multiply(words, np.uint32(SPREAD * (2 * stream - 1) & MASK if stream else 1), out=drawn)
+    np.multiply(words, np.uint32(multiplier(stream)), out=drawn)
     drawn >>= np.uint32(16)
     return drawn

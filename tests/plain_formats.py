@@ -27,7 +27,7 @@ def noise(seed: int, step: int, number: int, stream: int, count: int) -> np.ndar
     key = seed & MASK, seed >> 32
     quads = [philox((q & MASK, q >> 32, step, number), key, 7) for q in range(-(-count // 4))]
     words = [word for quad in quads for word in quad][:count]
-    odd = 0x9E3779B1 * (2 * stream - 1) if stream else 1
+    odd = 0x9E3779B1**stream
     return np.array([(word * odd & MASK) >> 16 for word in words], np.int64)
 
 

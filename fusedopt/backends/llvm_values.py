@@ -109,5 +109,17 @@ class Value:
         return self._made("fptrunc", self.value, kind)
 
     def whole(self) -> Value:
-        """A float from 0 to 2^32 without what is behind the point."""
-        return self._made("fptoui", self.value, WORD)
+        """A float from 0 to 2^31 without what is behind the point."""
+        return self._made("fptosi", self.value, WORD)
+
+    def real(self) -> Value:
+        """A whole number below 2^31 as a float."""
+        return self._made("sitofp", self.value, FLOAT)
+
+    def shifted_down(self, bits: int) -> Value:
+        """The floor of a number with a sign, divided by 2^bits."""
+        return self._made("ashr", self.value, self._other(bits))
+
+    def negative(self) -> Value:
+        """Whether a number with a sign is."""
+        return self._made("icmp_signed", "<", self.value, self._other(0))

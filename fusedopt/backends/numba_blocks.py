@@ -97,23 +97,19 @@ def decoding(codes: str, array: int) -> Any:
     return decode
 
 
-@functools.cache
-def scaling(codes: str) -> Any:
-    """`scale(largest)`: of a block, from the bits of its largest magnitude."""
+@intrinsic
+def scale_of(typing_context: Any, largest: Any) -> Any:
+    """`scale_of(largest)`: the scale of a block, from the bits of its largest magnitude."""
 
-    @intrinsic
-    def scale(typing_context: Any, largest: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return formats.scale_of(Value(builder, arguments[0]), CODES[codes]).value
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return formats.scale_of(Value(builder, arguments[0])).value
 
-        return types.float32(types.uint32), generate
-
-    return scale
+    return types.float32(types.uint32), generate
 
 
 @functools.cache
 def encoding(codes: str, array: int, values: int, words: int, stream: int) -> Any:
-    """`encode(address, index, kept, drawn, place, scale, inverse)`: the code of a value at a place of a buffer.
+    """`encode(address, index, kept, drawn, place, inverse)`: the code of a value at a place of a buffer.
 
     Args:
         array, values, words: Numbers of the codes, and of the buffers of values and of random words.
@@ -121,18 +117,15 @@ def encoding(codes: str, array: int, values: int, words: int, stream: int) -> An
     """
 
     @intrinsic
-    def encode(
-        typing_context: Any, address: Any, index: Any, kept: Any, drawn: Any, place: Any, scale: Any, inverse: Any
-    ) -> Any:
+    def encode(typing_context: Any, address: Any, index: Any, kept: Any, drawn: Any, place: Any, inverse: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            at, index, kept_at, drawn_at, place, *scales = arguments
+            at, index, kept_at, drawn_at, place, inverse = arguments
             value = Memory(builder, values, kept_at, FLOAT).load(place)
             noise = formats.noise(Memory(builder, words, drawn_at, WORD).load(place), stream)
-            scale, inverse = (Value(builder, one) for one in scales)
-            code = formats.encoded(value, scale, inverse, CODES[codes], noise)
+            code = formats.encoded(value, Value(builder, inverse), CODES[codes], noise)
             Memory(builder, array, at, BYTE).store(code, index)
             return context.get_dummy_value()
 
-        return types.none(*[INDEX] * 5, types.float32, types.float32), generate
+        return types.none(*[INDEX] * 5, types.float32), generate
 
     return encode

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fusedopt.backends.llvm_values import BYTE, DOUBLE, FLOAT, FLOAT16, HALF, WORD, Value
-from fusedopt.eight_bits import HIGHEST, LEADING, Code
-from fusedopt.philox import MASK, MULTIPLIERS, ROUNDS, SPREAD, WEYL
+from fusedopt.eight_bits import SMALLEST_SCALE, Code
+from fusedopt.philox import MASK, MULTIPLIERS, ROUNDS, WEYL, multiplier
 from fusedopt.rounding import EXPONENT, HALF_SMALLEST, NAN, SIGN
 
 TYPES: dict[str, Any] = {
@@ -69,37 +69,42 @@ def split(value: Value, low: Any, noise: Value | None) -> tuple[Value, Value]:
 
 def decoded(code: Value, scale: Value, of: Code) -> Value:
     """The value of a code."""
-    word = code.widened(WORD)
-    magnitude = word & 0x7F if of.signed else word
-    bits = magnitude + of.offset << of.dropped
-    raised = (bits + int(LEADING)).seen_as(FLOAT) - float(of.smallest)
-    value = (magnitude < 1 << of.mantissa).chosen(raised, bits.seen_as(FLOAT)) * scale
-    return (value.seen_as(WORD) | (word & 0x80) << 24).seen_as(FLOAT) if of.signed else value
+    number = code.widened(WORD) & of.largest
+    magnitude = (number == 0).chosen(0.0, _magnitude(number, of)) * scale
+    return (
+        (magnitude.seen_as(WORD) | (code.widened(WORD) & of.largest + 1) << 24).seen_as(FLOAT)
+        if of.signed
+        else magnitude
+    )
 
 
-def scale_of(largest: Value, of: Code) -> Value:
+def _magnitude(number: Value, of: Code) -> Value:
+    """Of a number that is not 0, for a scale of 1."""
+    depth = ((number ^ of.largest) << of.dropped) + of.nearest
+    bits = depth.seen_as(FLOAT).whole()
+    return (bits * -1 + of.ceiling).seen_as(FLOAT)
+
+
+def scale_of(largest: Value) -> Value:
     """The scale of a block, from the bits of its largest magnitude."""
-    bits = largest + ((1 << of.dropped) - 1) & int(EXPONENT)
-    bits = (bits < int(of.lowest)).chosen(int(of.lowest), bits)
-    bits = (bits > int(HIGHEST)).chosen(int(HIGHEST), bits)
+    bits = (largest < int(SMALLEST_SCALE)).chosen(int(SMALLEST_SCALE), largest)
     bits = (largest == 0).chosen(0, bits)
     return (largest >= int(EXPONENT)).chosen(int(NAN), bits).seen_as(FLOAT)
 
 
-def encoded(value: Value, scale: Value, inverse: Value, of: Code, noise: Value) -> Value:
-    """The code of a value; of all in a block whose scale is NaN, 0."""
-    magnitude = value.seen_as(WORD) & MAGNITUDE
-    fraction = magnitude.seen_as(FLOAT) * inverse
-    bits = fraction.seen_as(WORD)
-    raised = (fraction + float(of.smallest)).seen_as(WORD) - int(LEADING)
-    bits = (raised > bits).chosen(raised, bits) + (noise << (of.dropped - 16)) >> of.dropped
-    bits = bits - of.offset
-    bits = (bits > of.largest).chosen(of.largest, bits)
+def encoded(value: Value, inverse: Value, of: Code, noise: Value) -> Value:
+    """The code of a value, with 1 / scale, or 0 where that is 0 or NaN."""
+    magnitude = (value.seen_as(WORD) & MAGNITUDE).seen_as(FLOAT) * inverse
+    magnitude = (inverse > 0.0).chosen(magnitude, 0.0)
+    depth = (magnitude.seen_as(WORD) * -1 + of.ceiling).real().seen_as(WORD)
+    odd = noise << 1 | 1
+    steps = (depth - of.nearest + (odd << of.dropped - 17)).shifted_down(of.dropped)
+    number = steps.negative().chosen(0, steps) ^ of.largest
+    least = odd.real() * float(of.smallest * 2.0**-17) if of.signed else 0.0
+    number = (magnitude < float(of.smallest)).chosen((magnitude > least).widened(WORD), number)
     if of.signed:
-        bits = bits | (value.seen_as(WORD) & int(SIGN)) >> 24
-    else:
-        bits = ((bits == 0) & (magnitude != 0)).chosen(1, bits)
-    return (scale != scale).chosen(0, bits.cut(BYTE))
+        number = number | ((value < 0.0) & (number != 0)).widened(WORD) << 7
+    return number.cut(BYTE)
 
 
 def drawn(quad: Value, step: Value, number: Value, seed: Value) -> tuple[Value, Value, Value, Value]:
@@ -115,4 +120,4 @@ def drawn(quad: Value, step: Value, number: Value, seed: Value) -> tuple[Value, 
 
 def noise(word: Value, stream: int) -> Value:
     """16 random bits of a word, others for each stream."""
-    return (word * (SPREAD * (2 * stream - 1) & MASK) if stream else word) >> 16
+    return word * multiplier(stream) >> 16

@@ -154,18 +154,18 @@ class LoopText:
             yield "top = uint32(0)"
             yield "for j in range(some):"
             yield f"    top = max(top, magnitude{slot}(b{slot}, j))"
-            yield f"scale = scaling{slot}(top)"
+            yield "scale = scale_of(top)"
             yield f"put{slot}(m{self.beside(slot)}, block // {BLOCK}, scale)"
             yield "inverse = real(1) / scale if scale > 0 else real(0)"
             yield "for j in range(some):"
-            yield f"    encode{slot}(m{slot}, block + j, b{slot}, words, j, scale, inverse)"
+            yield f"    encode{slot}(m{slot}, block + j, b{slot}, words, j, inverse)"
 
     def names(self) -> dict[str, Any]:
         """What the names in the text stand for."""
         real = self.storage.real
         names: dict[str, Any] = {"sqrt": np.sqrt, "floor": np.floor, "frexp": math.frexp, "ldexp": math.ldexp}
         names |= {"real": getattr(numba, real), "int32": numba.int32, "uint32": numba.uint32}
-        names |= {"buffer": blocks.buffer, "draw": blocks.drawing(self.words)}
+        names |= {"buffer": blocks.buffer, "scale_of": blocks.scale_of, "draw": blocks.drawing(self.words)}
         for slot in range(self.straight.slots):
             kept, array, beside = self.kept(slot), self.array(slot), self.beside(slot)
             if kept.codes:
@@ -182,7 +182,6 @@ class LoopText:
             f"scale{slot}": blocks.loading(beside, "float32"),
             f"keep{slot}": blocks.storing(values),
             f"magnitude{slot}": blocks.loading(values, "uint32"),
-            f"scaling{slot}": blocks.scaling(codes),
             f"put{slot}": blocks.storing(beside),
             f"encode{slot}": blocks.encoding(codes, array, values, self.words, slot - 1),
         }
