@@ -8,6 +8,7 @@ so a run that was broken off goes on. Then the pictures and the tables of docs/l
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import quality_moments
 import quality_page
 import quality_pictures
 from quality_masters import compared
@@ -31,6 +33,7 @@ SEEDS = 3
 MASTER_STEPS = 3000  # of the comparison of masters
 # Trainings side by side are faster than threads in each; processes read these when they begin.
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "FUSEDOPT_NUM_THREADS")
+EMPTY: dict[str, Any] = {"about": {}, "moments": {}, "masters": [], "runs": {}}
 Job = tuple[Recipe, Choice, int]
 
 
@@ -57,8 +60,9 @@ def write(path: Path, found: dict[str, Any]) -> None:
     """A line for each training."""
     runs = ",\n".join(f"    {json.dumps(name)}: {json.dumps(run)}" for name, run in sorted(found["runs"].items()))
     masters = ",\n".join(f"    {json.dumps(one)}" for one in found["masters"])
-    about = json.dumps(found["about"])
-    text = f'{{\n  "about": {about},\n  "masters": [\n{masters}\n  ],\n  "runs": {{\n{runs}\n  }}\n}}\n'
+    about, moments = json.dumps(found["about"]), json.dumps(found["moments"])
+    head = f'{{\n  "about": {about},\n  "moments": {moments},\n  "masters": [\n{masters}\n  ],\n'
+    text = f'{head}  "runs": {{\n{runs}\n  }}\n}}\n'
     scratch = path.with_suffix(".part")
     scratch.write_text(text)
     scratch.replace(path)
@@ -73,11 +77,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULT, help="the result file")
     parser.add_argument("--draw", action="store_true", help="train nothing: pictures and tables of what is there")
     arguments = parser.parse_args(words)
-    found = (
-        json.loads(arguments.out.read_text())
-        if arguments.out.exists()
-        else {"about": circumstances(), "masters": [], "runs": {}}
-    )
+    found = json.loads(arguments.out.read_text()) if arguments.out.exists() else copy.deepcopy(EMPTY)
     recipes = [recipe for recipe in RECIPES if recipe.task in arguments.tasks]
     if not arguments.draw:
         measure(found, recipes, arguments)
@@ -94,14 +94,13 @@ def measure(found: dict[str, Any], recipes: Sequence[Recipe], arguments: argpars
     os.environ.update(dict.fromkeys(THREADS, "1"))
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
         running = {pool.submit(train, *job): name_of(*job) for job in todo}
-        compare = pool.submit(compare_masters)
+        masters, moments = pool.submit(compare_masters), pool.submit(quality_moments.compared)
         for number, done in enumerate(as_completed(running), 1):
             name, run = running[done], done.result()
             found["runs"][name] = run
             print(f"{number}/{len(todo)}  {name}: {run['losses'][-1]:.4f}, {run['seconds']:.0f} s", flush=True)
             write(arguments.out, found)
-        found["masters"] = compare.result()
-    found["about"] = circumstances()
+        found |= {"about": circumstances(), "masters": masters.result(), "moments": moments.result()}
     write(arguments.out, found)
 
 

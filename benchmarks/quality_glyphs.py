@@ -14,7 +14,7 @@ from torch import nn
 CLASSES = string.ascii_letters + string.digits
 FONTS = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif", "STIXGeneral")
 SIZE = 16  # pixels of a side; glyphs have 15 at most
-NOISE = 0.2  # deviation of a pixel, of glyphs from 0 to 1: some letters cannot be told apart, so the loss has a floor
+NOISE = 0.2  # deviation of a pixel; glyphs are 0 to 1, so some letters cannot be told apart, and the loss has a floor
 
 
 @functools.cache
@@ -67,4 +67,4 @@ class Convolutions(nn.Sequential):
             return [convolution, nn.GroupNorm(8, outputs), nn.ReLU()]
 
         last = nn.Linear(64 * (SIZE // 4) ** 2, classes)
-        super().__init__(*layer(1, 32, 1), *layer(32, 64, 2), *layer(64, 64, 2), nn.Flatten(), last)
+        super().__init__(*layer(1, 16, 1), *layer(16, 32, 2), *layer(32, 64, 2), nn.Flatten(), last)

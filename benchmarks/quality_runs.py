@@ -22,7 +22,7 @@ from record import ROOT, digest
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 WARM_UP = 20  # a training has so many times as many steps as its warm-up
-POINTS = 25  # of a curve
+POINTS = 15  # of a curve
 # What decides the numbers, beside the optimizer, whose own numbers `made_of` tries out.
 SOURCES = tuple(
     ROOT / name
@@ -107,7 +107,7 @@ class Recipe:
 RECIPES = (
     Recipe("characters", "AdamW", 4e-3, {"weight_decay": 0.1}),
     Recipe("transformer", "AdamW", 6e-3, {"weight_decay": 0.1}, tensors=True),
-    Recipe("glyphs", "AdamW", 3e-3, {"weight_decay": 0.1}),
+    Recipe("glyphs", "AdamW", 6e-3, {"weight_decay": 0.1}),
     Recipe("glyphs", "SGD", 0.1, {"momentum": 0.9, "weight_decay": 1e-4}, choices=FEW),
     Recipe("characters", "Lion", 5e-4, {"weight_decay": 0.1}, choices=FEW),
 )

@@ -19,7 +19,8 @@ from quality_glyphs import CLASSES, Convolutions, batch
 Array: TypeAlias = np.ndarray[Any, Any]
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
-HELD_OUT_WINDOWS, HELD_OUT_IMAGES = 1024, 4096
+HELD_OUT_WINDOWS, HELD_OUT_IMAGES = 1024, 16384  # so many that another choice of them would change little
+CHUNK = 1024  # of them at a time
 HELD_OUT_SEED = 2**32 - 1  # that no training has
 
 
@@ -95,8 +96,10 @@ class Network:
 
     def loss(self, weights: list[Array]) -> float:
         self._take(weights)
+        inputs, targets = self.held_out
         with torch.no_grad():
-            return self._mean_loss(self.held_out).item()
+            chunks = zip(inputs.split(CHUNK), targets.split(CHUNK))
+            return sum(self._mean_loss(chunk).item() * len(chunk[0]) for chunk in chunks) / len(inputs)
 
     def _mean_loss(self, data: Batch) -> torch.Tensor:
         inputs, targets = data
@@ -136,7 +139,7 @@ class Glyphs(Network):
     def __init__(self) -> None:
         super().__init__(
             lambda: Convolutions(len(CLASSES)),
-            lambda seed, step: batch((seed, step), 64),
+            lambda seed, step: batch((seed, step), 128),
             batch((HELD_OUT_SEED,), HELD_OUT_IMAGES),
         )
 
