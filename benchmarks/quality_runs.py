@@ -17,7 +17,7 @@ import torch
 import fusedopt
 import fusedopt.torch
 from fusedopt.schedules import Cosine, LinearWarmup, Schedule
-from quality_tasks import TASKS, Array, Task
+from quality_tasks import TASKS, Array
 from record import ROOT, digest
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -50,6 +50,11 @@ class Choice:
     half: bool = True
     exact: bool = False
     promised: bool = True
+
+    @property
+    def draws(self) -> bool:
+        """Whether something is rounded at random."""
+        return "stochastic_rounding" in self.options or self.options.get("state_dtype") == "int8"
 
 
 FLOAT32 = Choice("float32", half=False)
@@ -158,7 +163,7 @@ class Tensors:
 def weights(recipe: Recipe, choice: Choice, start: list[Array], seed: int, steps: int) -> Arrays | Tensors:
     """What a training of so many steps begins with."""
     options = {"lr": recipe.schedule(steps), **recipe.options, **choice.options}
-    if "stochastic" in choice.title or "int8" in choice.title:
+    if choice.draws:
         options["seed"] = seed
     start = start if choice.exact else rounded(start)
     return (Tensors if recipe.tensors else Arrays)(start, choice.half, recipe.optimizer, options)
@@ -169,15 +174,14 @@ def rounded(values: list[Array]) -> list[Array]:
     return [value.astype(BFLOAT16).astype(np.float32) for value in values]
 
 
-def train(recipe: Recipe, choice: Choice, seed: int, task: Task | None = None, steps: int = 0) -> dict[str, Any]:
+def train(recipe: Recipe, choice: Choice, seed: int, steps: int = 0) -> dict[str, Any]:
     """A training; its curve of held-out losses.
 
     Args:
         seed: Of the first weights, the batches and random rounding.
-        task: The recipe's, where it is there already.
         steps: In place of the task's.
     """
-    task = task or TASKS[recipe.task]()
+    task = TASKS[recipe.task]()
     steps = steps or task.steps
     trained = weights(recipe, choice, task.start(seed), seed, steps)
     begin, curve = time.perf_counter(), {}

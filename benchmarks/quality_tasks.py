@@ -63,13 +63,16 @@ class Characters:
 
     def gradients(self, weights: list[Array], seed: int, step: int) -> list[Array]:
         self._take(weights)
-        contexts, targets = self.text.training_batch(seed, step)
+        contexts, targets = self.batch(seed, step)
         self.model.backward(self.model.forward(contexts), targets)
         return [parameter.grad for parameter in self.model.parameters]
 
     def loss(self, weights: list[Array]) -> float:
         self._take(weights)
         return self.model.loss(*self.held_out)
+
+    def batch(self, seed: int, step: int) -> tuple[Array, Array]:
+        return self.text.training_batch(seed, step)
 
     def _take(self, weights: list[Array]) -> None:
         for parameter, weight in zip(self.model.parameters, weights):
@@ -79,8 +82,8 @@ class Characters:
 class Network:
     """A torch module, with torch's gradients."""
 
-    def __init__(self, make: Callable[[], nn.Module], training: Callable[[int, int], Batch], held_out: Batch) -> None:
-        self.make, self.training, self.held_out = make, training, held_out
+    def __init__(self, make: Callable[[], nn.Module], batch: Callable[[int, int], Batch], held_out: Batch) -> None:
+        self.make, self.batch, self.held_out = make, batch, held_out
         self.module = make()
 
     def start(self, seed: int) -> list[Array]:
@@ -91,7 +94,7 @@ class Network:
     def gradients(self, weights: list[Array], seed: int, step: int) -> list[Array]:
         self._take(weights)
         self.module.zero_grad()
-        self._mean_loss(self.training(seed, step)).backward()  # type: ignore[no-untyped-call]
+        self._mean_loss(self.batch(seed, step)).backward()  # type: ignore[no-untyped-call]
         return [np.asarray(parameter.grad) for parameter in self.module.parameters()]
 
     def loss(self, weights: list[Array]) -> float:
@@ -132,7 +135,7 @@ class Sentences(Network):
 
 
 class Glyphs(Network):
-    """Noisy pictures of letters and digits, for a convolutional network: 122,302 parameters, batches of 64."""
+    """Noisy pictures of letters and digits, for a convolutional network: 86,958 parameters, batches of 128."""
 
     title, steps, unit = "glyphs", 600, "nats a picture"
 

@@ -6,8 +6,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,9 +28,9 @@ import quality_page
 import quality_pictures
 from fusedopt import eight_bits
 from quality_runs import ALL, CHANCE, FLOAT32, PLAIN, RANDOM_INT8, RECIPES, SPLIT, SPLIT24_INT8, made_of, train
-from quality_tasks import TASKS, Characters
+from quality_tasks import TASKS
 
-CHARACTERS, LION = RECIPES[0], RECIPES[-1]
+CHARACTERS = RECIPES[0]
 STEPS = 200
 
 
@@ -36,27 +40,27 @@ def numpy_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def characters() -> Characters:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FUSEDOPT_BACKEND", "numpy")
-        return Characters()
+def pool() -> Iterator[ProcessPoolExecutor]:
+    """Two processes with a thread each: threads of a busy machine wait for each other in every product."""
+    with quality.processes(2) as found:
+        yield found
 
 
-def test_a_split_master_is_the_float32_one_to_the_bit_over_a_training(characters: Characters) -> None:
-    found = quality_masters.compared(CHARACTERS, characters, STEPS)
+def test_a_split_master_is_the_float32_one_to_the_bit_over_a_training(pool: ProcessPoolExecutor) -> None:
+    found = pool.submit(quality_masters.compared, CHARACTERS, STEPS).result()
     assert found["unequal"] == {"float32": 0, "split": 0}
     # A weight is in the middle of two bfloat16 with a chance of 2^-16, and next to an even one in half of these cases.
     assert 0 < found["unequal_seen"] < 3 * found["elements"] / 2**17
-    assert 0 < found["split24_distance"] < 1e-3  # zero at first; 2^-16 of a weight is lost at each step
+    assert 0 < found["split24_distance"] < 1e-3  # up to 2^-17 of each weight is lost at each step
 
 
-def test_few_bytes_train_as_float32_does_and_plain_bfloat16_does_not(characters: Characters) -> None:
-    end = {c.title: train(LION, c, 0, characters, STEPS)["losses"][-1] for c in (FLOAT32, PLAIN, RANDOM_INT8, SPLIT)}
-    best = end.pop(FLOAT32.title)
-    stalled = end.pop(PLAIN.title)
-    assert best < 3 < np.log(94)  # it has learned: a uniform guess costs the logarithm
-    assert all(abs(loss / best - 1) < 0.01 for loss in end.values()), end
-    assert stalled > 1.02 * best
+def test_few_bytes_train_as_float32_does_and_plain_bfloat16_does_not(pool: ProcessPoolExecutor) -> None:
+    choices = FLOAT32, PLAIN, RANDOM_INT8, SPLIT24_INT8, SPLIT
+    runs = pool.map(train, [CHARACTERS] * len(choices), choices, [0] * len(choices), [STEPS] * len(choices))
+    best, stalled, *others = (run["losses"][-1] for run in runs)
+    assert best < 0.6 * np.log(94)  # it has learned: a uniform guess costs the logarithm
+    assert all(abs(loss / best - 1) < 0.005 for loss in others), others
+    assert stalled > 1.01 * best
 
 
 def test_a_second_moment_in_bfloat16_decays_where_it_is_rounded_at_random_and_not_to_the_nearest() -> None:
@@ -68,20 +72,21 @@ def test_a_second_moment_in_bfloat16_decays_where_it_is_rounded_at_random_and_no
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_gradients_of_a_task_are_those_of_its_loss(name: str) -> None:
-    task = TASKS[name]()
+    task: Any = TASKS[name]()
     weights = task.start(0)
-    before = task.loss(weights)
-    for step in range(5):
-        gradients = task.gradients(weights, 0, step)
-        assert [g.shape for g in gradients] == [w.shape for w in weights]
-        weights = [w - np.float32(0.05) * g for w, g in zip(weights, gradients)]
-    assert task.loss(weights) < before
+    gradients = task.gradients(weights, 0, 0)
+    assert [g.shape for g in gradients] == [w.shape for w in weights]
     again = task.gradients(task.start(0), 0, 0)
-    assert all(np.array_equal(a, b) for a, b in zip(again, task.gradients(task.start(0), 0, 0)))
+    assert all(np.array_equal(a, b) for a, b in zip(gradients, again))
+    task.held_out = task.batch(0, 0)
+    square = sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients)
+    small = 2e-3 / square  # a step that lowers the loss by 2e-3, were it linear
+    moved = [w - np.float32(small) * g for w, g in zip(weights, gradients)]
+    assert task.loss(weights) - task.loss(moved) == pytest.approx(2e-3, rel=0.1)
 
 
 def test_glyphs_are_moved_whole() -> None:
-    drawn = quality_glyphs.pictures()
+    drawn = quality_glyphs.typefaces().ink
     assert len(drawn) == 16  # as the page says
     images, classes = quality_glyphs.batch((1,), 500)
     assert images.shape == (500, 1, 16, 16)
@@ -89,7 +94,7 @@ def test_glyphs_are_moved_whole() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quality_glyphs, "NOISE", 0.0)
         quiet = quality_glyphs.batch((1,), 500)[0]
-    ink = {round(float(one.sum()), 2) for one in drawn[:, :, : quality_glyphs.SIZE].reshape(-1, 256)}
+    ink = {round(float(one.sum()), 2) for one in drawn.reshape(-1, 256)}
     assert {round(float(image.sum()), 2) for image in quiet} <= ink
 
 
@@ -105,12 +110,17 @@ def test_a_training_is_made_again_once_its_numbers_would_change(monkeypatch: pyt
     assert quality.missing(found, jobs) == [(two, SPLIT24_INT8, 0), (two, SPLIT, 1), (two, SPLIT24_INT8, 1)]
 
 
-def made_up(loss: float) -> dict[str, object]:
+def made_up(loss: float) -> dict[str, Any]:
     """Results in which 8-bit states end at this loss, and all else at 2."""
     runs = {
         quality.name_of(CHARACTERS, choice, seed): {
-            **{"task": "characters", "optimizer": "AdamW", "choice": choice.title, "seed": seed, "seconds": 1.0},
-            **{"steps": [0, 10], "losses": [4.0, loss if "int8" in choice.title else 2.0]},
+            "task": "characters",
+            "optimizer": "AdamW",
+            "choice": choice.title,
+            "seed": seed,
+            "seconds": 1.0,
+            "steps": [0, 10],
+            "losses": [4.0, loss if "int8" in choice.title else 2.0],
         }
         for choice in ALL
         for seed in (0, 1)
@@ -131,6 +141,13 @@ def test_results_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(quality_pictures, "IMAGES", tmp_path / "images")
     quality_pictures.draw(made_up(2.0))
     assert len(list((tmp_path / "images").iterdir())) == 2
+
+
+def test_the_program_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    program = re.search(r"```python\n(.*?)```", quality_page.PAGE.read_text(), re.DOTALL)
+    assert program is not None
+    exec(compile(program[1], "the page", "exec"), {})
+    assert "'exp_avg_scale'" in capsys.readouterr().out
 
 
 def test_the_page_is_what_was_found() -> None:
