@@ -8,6 +8,8 @@ so a run that was broken off goes on. Then the pictures and the tables of docs/l
 from __future__ import annotations
 
 import argparse
+import contextlib
+import copy
 import json
 import multiprocessing
 import os
@@ -19,6 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import quality_moments
 import quality_page
 import quality_pictures
 from quality_masters import compared
@@ -29,8 +32,12 @@ from record import RESULTS, circumstances
 RESULT = RESULTS / "cpu" / "quality.json"
 SEEDS = 3
 MASTER_STEPS = 3000  # of the comparison of masters
-# Trainings side by side are faster than threads in each; processes read these when they begin.
-THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "FUSEDOPT_NUM_THREADS")
+# Of processes that train side by side, which is faster than threads in each. Libraries read it when they begin.
+ENVIRONMENT = {
+    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "FUSEDOPT_NUM_THREADS"), "1"),
+    "FUSEDOPT_BACKEND": "numpy",  # the others have its bits
+}
+EMPTY: dict[str, Any] = {"about": {}, "moments": {}, "masters": [], "runs": {}}
 Job = tuple[Recipe, Choice, int]
 
 
@@ -57,8 +64,9 @@ def write(path: Path, found: dict[str, Any]) -> None:
     """A line for each training."""
     runs = ",\n".join(f"    {json.dumps(name)}: {json.dumps(run)}" for name, run in sorted(found["runs"].items()))
     masters = ",\n".join(f"    {json.dumps(one)}" for one in found["masters"])
-    about = json.dumps(found["about"])
-    text = f'{{\n  "about": {about},\n  "masters": [\n{masters}\n  ],\n  "runs": {{\n{runs}\n  }}\n}}\n'
+    about, moments = json.dumps(found["about"]), json.dumps(found["moments"])
+    head = f'{{\n  "about": {about},\n  "moments": {moments},\n  "masters": [\n{masters}\n  ],\n'
+    text = f'{head}  "runs": {{\n{runs}\n  }}\n}}\n'
     scratch = path.with_suffix(".part")
     scratch.write_text(text)
     scratch.replace(path)
@@ -73,11 +81,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULT, help="the result file")
     parser.add_argument("--draw", action="store_true", help="train nothing: pictures and tables of what is there")
     arguments = parser.parse_args(words)
-    found = (
-        json.loads(arguments.out.read_text())
-        if arguments.out.exists()
-        else {"about": circumstances(), "masters": [], "runs": {}}
-    )
+    found = json.loads(arguments.out.read_text()) if arguments.out.exists() else copy.deepcopy(EMPTY)
     recipes = [recipe for recipe in RECIPES if recipe.task in arguments.tasks]
     if not arguments.draw:
         measure(found, recipes, arguments)
@@ -90,25 +94,33 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def measure(found: dict[str, Any], recipes: Sequence[Recipe], arguments: argparse.Namespace) -> None:
     """Add to what was found what is missing, and write it down each time."""
-    todo = missing(found["runs"], list(jobs(recipes, arguments.seeds)))
-    os.environ.update(dict.fromkeys(THREADS, "1"))
-    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+    with processes(arguments.jobs) as pool:
+        todo = missing(found["runs"], list(jobs(recipes, arguments.seeds)))
         running = {pool.submit(train, *job): name_of(*job) for job in todo}
-        compare = pool.submit(compare_masters)
+        masters = [pool.submit(compared, recipe, MASTER_STEPS) for recipe in RECIPES[:1]]
+        moments = pool.submit(quality_moments.compared)
         for number, done in enumerate(as_completed(running), 1):
             name, run = running[done], done.result()
             found["runs"][name] = run
             print(f"{number}/{len(todo)}  {name}: {run['losses'][-1]:.4f}, {run['seconds']:.0f} s", flush=True)
             write(arguments.out, found)
-        found["masters"] = compare.result()
+        found["masters"], found["moments"] = [one.result() for one in masters], moments.result()
     found["about"] = circumstances()
     write(arguments.out, found)
 
 
-def compare_masters() -> list[dict[str, Any]]:
-    """Of the recipe over arrays that comes first."""
-    recipe = RECIPES[0]
-    return [compared(recipe, TASKS[recipe.task](), MASTER_STEPS)]
+@contextlib.contextmanager
+def processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """So many, in `ENVIRONMENT`, which is this process's as long."""
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    try:
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+            yield pool
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ.update({name: value} if value is not None else {})
 
 
 if __name__ == "__main__":

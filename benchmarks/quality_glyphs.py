@@ -5,31 +5,43 @@ from __future__ import annotations
 import functools
 import string
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 
+Array: TypeAlias = np.ndarray[Any, Any]
+
 CLASSES = string.ascii_letters + string.digits
 FONTS = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif", "STIXGeneral")
 SIZE = 16  # pixels of a side; glyphs have 15 at most
-NOISE = 0.2  # deviation of a pixel, of glyphs from 0 to 1: some letters cannot be told apart, so the loss has a floor
+NOISE = 0.2  # deviation of a pixel, of ink from 0 to 1: some letters cannot be told apart
+
+
+class Typefaces(NamedTuple):
+    """Every class in every typeface.
+
+    Attributes:
+        ink: (faces, classes, SIZE, SIZE), from 0 to 1, in the upper left corner.
+        sizes: (faces, classes, 2), height and width of the glyph.
+    """
+
+    ink: Array
+    sizes: Array
 
 
 @functools.cache
-def pictures() -> np.ndarray[Any, Any]:
-    """(faces, classes, SIZE, SIZE), 0 to 1: every class in every face of the fonts, in the upper left corner.
-
-    With their sizes in the last two places, (faces, classes, SIZE + 1, SIZE): row SIZE has height and width.
-    """
+def typefaces() -> Typefaces:
+    """Those that matplotlib brings, upright and slanted, light and bold."""
     import matplotlib
     from matplotlib.ft2font import FT2Font
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     faces = sorted(path for path in folder.glob("*.ttf") if path.stem.partition("-")[0].startswith(FONTS))
     faces = [path for path in faces if "Display" not in path.stem]  # which have no letters
-    found = np.zeros((len(faces), len(CLASSES), SIZE + 1, SIZE), np.float32)
+    ink = np.zeros((len(faces), len(CLASSES), SIZE, SIZE), np.float32)
+    sizes = np.zeros((len(faces), len(CLASSES), 2), np.int64)
     for face, path in enumerate(faces):
         font = FT2Font(str(path))
         font.set_size(12, 72)
@@ -37,23 +49,20 @@ def pictures() -> np.ndarray[Any, Any]:
             font.set_text(letter)
             font.draw_glyphs_to_bitmap(antialiased=True)
             picture = np.asarray(font.get_image())
-            height, width = picture.shape
-            found[face, number, :height, :width] = picture / np.float32(255)
-            found[face, number, SIZE, :2] = height, width
-    return found
+            height, width = sizes[face, number] = picture.shape
+            ink[face, number, :height, :width] = picture / np.float32(255)
+    return Typefaces(ink, sizes)
 
 
 def batch(seed: tuple[int, ...], count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures (count, 1, SIZE, SIZE) at random places under noise, and their classes: the same for one seed."""
     random = np.random.default_rng(seed)
-    drawn = pictures()
-    faces, classes = random.integers(0, len(drawn), count), random.integers(0, len(CLASSES), count)
-    chosen = drawn[faces, classes]
-    free = SIZE - chosen[:, SIZE, :2].astype(int)
-    down, right = random.integers(0, free + 1).T
+    ink, sizes = typefaces()
+    faces, classes = random.integers(0, len(ink), count), random.integers(0, len(CLASSES), count)
+    down, right = random.integers(0, SIZE - sizes[faces, classes] + 1).T
     rows = (np.arange(SIZE) - down[:, None]) % SIZE
     columns = (np.arange(SIZE) - right[:, None]) % SIZE
-    moved = chosen[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    moved = ink[faces[:, None, None], classes[:, None, None], rows[:, :, None], columns[:, None, :]]
     noisy = moved + np.float32(NOISE) * random.standard_normal(moved.shape, np.float32)
     return torch.from_numpy(noisy[:, None]), torch.from_numpy(classes)
 
@@ -67,4 +76,4 @@ class Convolutions(nn.Sequential):
             return [convolution, nn.GroupNorm(8, outputs), nn.ReLU()]
 
         last = nn.Linear(64 * (SIZE // 4) ** 2, classes)
-        super().__init__(*layer(1, 32, 1), *layer(32, 64, 2), *layer(64, 64, 2), nn.Flatten(), last)
+        super().__init__(*layer(1, 16, 1), *layer(16, 32, 2), *layer(32, 64, 2), nn.Flatten(), last)

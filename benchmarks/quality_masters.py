@@ -9,7 +9,7 @@ import torch
 
 from fusedopt.rounding import joined
 from quality_runs import BFLOAT16, Arrays, Choice, Recipe, Tensors, rounded, weights
-from quality_tasks import Array, Task
+from quality_tasks import TASKS, Array
 
 REFERENCE = Choice("float32", half=False)
 MASTERS = {
@@ -17,7 +17,7 @@ MASTERS = {
 }
 
 
-def compared(recipe: Recipe, task: Task, steps: int, seed: int = 0) -> dict[str, Any]:
+def compared(recipe: Recipe, steps: int, seed: int = 0) -> dict[str, Any]:
     """Train with a float32 master, and give its gradients to float32 weights and to the other masters, too.
 
     Returns:
@@ -29,6 +29,7 @@ def compared(recipe: Recipe, task: Task, steps: int, seed: int = 0) -> dict[str,
         split24_distance: The largest distance of a weight of the 24-bit master from float32's at the end, as a share of
             the largest weight.
     """
+    task = TASKS[recipe.task]()
     start = task.start(seed)
     truth = weights(recipe, REFERENCE, start, seed, steps)
     kept = {name: weights(recipe, choice, start, seed, steps) for name, choice in MASTERS.items()}

@@ -93,6 +93,12 @@ def _sentences(one: Mapping[str, Any]) -> str:
     )
 
 
+def moments(found: Results) -> str:
+    """A row for each way of keeping a second moment."""
+    lines = ["| second moment | its root, float32's being 1 |", "| --- | ---: |"]
+    return "\n".join([*lines, *(f"| {name} | {times:.2f} |" for name, times in found["moments"].items())])
+
+
 def about(found: Results) -> str:
     """Where and when."""
     runs, made = found["runs"].values(), found["about"]
@@ -103,4 +109,5 @@ def about(found: Results) -> str:
 def page_with_tables(found: Results) -> str:
     """The page with its sections as the results have them."""
     text = replaced(PAGE.read_text(), "losses", f"{table(found, RECIPES)}\n\n{about(found)}")
+    text = replaced(text, "moments", moments(found))
     return replaced(text, "masters", masters(found))

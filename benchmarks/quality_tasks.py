@@ -19,7 +19,8 @@ from quality_glyphs import CLASSES, Convolutions, batch
 Array: TypeAlias = np.ndarray[Any, Any]
 Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
-HELD_OUT_WINDOWS, HELD_OUT_IMAGES = 1024, 4096
+HELD_OUT_WINDOWS, HELD_OUT_IMAGES = 1024, 16384  # so many that another choice of them would change little
+CHUNK = 1024  # of them at a time
 HELD_OUT_SEED = 2**32 - 1  # that no training has
 
 
@@ -62,13 +63,16 @@ class Characters:
 
     def gradients(self, weights: list[Array], seed: int, step: int) -> list[Array]:
         self._take(weights)
-        contexts, targets = self.text.training_batch(seed, step)
+        contexts, targets = self.batch(seed, step)
         self.model.backward(self.model.forward(contexts), targets)
         return [parameter.grad for parameter in self.model.parameters]
 
     def loss(self, weights: list[Array]) -> float:
         self._take(weights)
         return self.model.loss(*self.held_out)
+
+    def batch(self, seed: int, step: int) -> tuple[Array, Array]:
+        return self.text.training_batch(seed, step)
 
     def _take(self, weights: list[Array]) -> None:
         for parameter, weight in zip(self.model.parameters, weights):
@@ -78,8 +82,8 @@ class Characters:
 class Network:
     """A torch module, with torch's gradients."""
 
-    def __init__(self, make: Callable[[], nn.Module], training: Callable[[int, int], Batch], held_out: Batch) -> None:
-        self.make, self.training, self.held_out = make, training, held_out
+    def __init__(self, make: Callable[[], nn.Module], batch: Callable[[int, int], Batch], held_out: Batch) -> None:
+        self.make, self.batch, self.held_out = make, batch, held_out
         self.module = make()
 
     def start(self, seed: int) -> list[Array]:
@@ -90,13 +94,15 @@ class Network:
     def gradients(self, weights: list[Array], seed: int, step: int) -> list[Array]:
         self._take(weights)
         self.module.zero_grad()
-        self._mean_loss(self.training(seed, step)).backward()  # type: ignore[no-untyped-call]
+        self._mean_loss(self.batch(seed, step)).backward()  # type: ignore[no-untyped-call]
         return [np.asarray(parameter.grad) for parameter in self.module.parameters()]
 
     def loss(self, weights: list[Array]) -> float:
         self._take(weights)
+        inputs, targets = self.held_out
         with torch.no_grad():
-            return self._mean_loss(self.held_out).item()
+            chunks = zip(inputs.split(CHUNK), targets.split(CHUNK))
+            return sum(self._mean_loss(chunk).item() * len(chunk[0]) for chunk in chunks) / len(inputs)
 
     def _mean_loss(self, data: Batch) -> torch.Tensor:
         inputs, targets = data
@@ -129,14 +135,14 @@ class Sentences(Network):
 
 
 class Glyphs(Network):
-    """Noisy pictures of letters and digits, for a convolutional network: 122,302 parameters, batches of 64."""
+    """Noisy pictures of letters and digits, for a convolutional network: 86,958 parameters, batches of 128."""
 
     title, steps, unit = "glyphs", 600, "nats a picture"
 
     def __init__(self) -> None:
         super().__init__(
             lambda: Convolutions(len(CLASSES)),
-            lambda seed, step: batch((seed, step), 64),
+            lambda seed, step: batch((seed, step), 128),
             batch((HELD_OUT_SEED,), HELD_OUT_IMAGES),
         )
 

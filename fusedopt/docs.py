@@ -16,6 +16,7 @@ from typing import Any
 from fusedopt.optimizers import RULES
 from fusedopt.rules.hyperparameter import is_flag
 from fusedopt.rules.rule import Rule
+from fusedopt.storage import SMALL
 from fusedopt.storage_choices import CHOICES
 from fusedopt.tracing import trace
 from fusedopt.traffic import traffic
@@ -23,7 +24,12 @@ from fusedopt.traffic import traffic
 ROOT = Path(__file__).parents[1]
 PAGE, LOW_PRECISION, README = ROOT / "docs" / "optimizers.md", ROOT / "docs" / "low_precision.md", ROOT / "README.md"
 COLUMNS = ("optimizer", "equations", "state", "bytes moved", "bytes kept", "launches", "semantics of")
-BYTES = ("moved", "kept beside", "in all")  # beside parameter and gradient, and with them
+BYTES, BYTES_RULER = ("moved", "kept beside", "in all"), "| --- | --- | ---: | ---: | ---: |"
+BYTES_ABOUT = f"""\
+Of each parameter: moved by a step, as counted from the traced rule; kept beside parameter and gradient, and with both,
+which are bf16 where it is not said. Tensors of fewer than {SMALL:,} elements keep float32 states in place of 8-bit ones.
+`tests/test_storage_bytes.py` asserts the bytes, `optimizer.memory()` tells them for an optimizer by kind, and `python -m
+fusedopt bench --memory --model llama-3-8b` for a model. The other libraries' are computed, not measured."""
 SHOWN = ("float32", "split", "split+random", "split+int8", "split24+int8")  # in README.md
 
 
@@ -31,7 +37,7 @@ def pages() -> dict[Path, str]:
     """The pages as they have to be."""
     sections = {
         PAGE: ("table", table()),
-        LOW_PRECISION: ("bytes", f"{bytes_table(CHOICES)}\n\n{others_table()}"),
+        LOW_PRECISION: ("bytes", "\n\n".join((BYTES_ABOUT, bytes_table(CHOICES), others_table()))),
         README: ("bytes", bytes_table(SHOWN)),
     }
     return {page: with_section(page.read_text(), *section, page) for page, section in sections.items()}
@@ -46,17 +52,11 @@ def with_section(text: str, mark: str, section: str, page: Path = PAGE) -> str:
 
 
 def bytes_table(names: Iterable[str]) -> str:
-    """A row for each of these storages of Adam: bytes that a step moves, kept beside parameter and gradient, and kept."""
-    adam = RULES["Adam"]()
-    lines = [
-        _bytes_line("storage of Adam", "options", "moved", "beside", "in all"),
-        "| --- | --- | ---: | ---: | ---: |",
-    ]
+    """A row for each of these storages of Adam: bytes that a step moves, and that are kept."""
+    adam, lines = RULES["Adam"](), [_bytes_line("storage of Adam", "options", *BYTES), BYTES_RULER]
     for choice in (CHOICES[name] for name in names):
         written = f"`{choice.written}`" if choice.options else "none"
-        lines.append(
-            _bytes_line(choice.title, written, choice.moved(adam), choice.kept(adam), choice.in_all(adam)),
-        )
+        lines.append(_bytes_line(choice.title, written, choice.moved(adam), choice.kept(adam), choice.in_all(adam)))
     return "\n".join(lines)
 
 
@@ -64,7 +64,7 @@ def others_table() -> str:
     """A row for each other library, by the layout of its Adam."""
     from fusedopt.cli.bench.memory import LAYOUTS
 
-    lines = [_bytes_line("others, by their layouts", "source", *BYTES), "| --- | --- | ---: | ---: | ---: |"]
+    lines = [_bytes_line("others, by their layouts", "source", *BYTES), BYTES_RULER]
     for layout in LAYOUTS:
         beside = layout.masters + layout.states + layout.scales
         in_all = layout.parameters + layout.gradients + beside
