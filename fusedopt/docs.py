@@ -26,10 +26,10 @@ PAGE, LOW_PRECISION, README = ROOT / "docs" / "optimizers.md", ROOT / "docs" / "
 COLUMNS = ("optimizer", "equations", "state", "bytes moved", "bytes kept", "launches", "semantics of")
 BYTES, BYTES_RULER = ("moved", "kept beside", "in all"), "| --- | --- | ---: | ---: | ---: |"
 BYTES_ABOUT = f"""\
-Of each parameter: moved by a step, as counted from the traced rule; kept beside parameter and gradient, and with both,
-which are bf16 where it is not said. Tensors of fewer than {SMALL:,} elements keep float32 states in place of 8-bit ones.
-`tests/test_storage_bytes.py` asserts the bytes, `optimizer.memory()` tells them for an optimizer by kind, and `python -m
-fusedopt bench --memory --model llama-3-8b` for a model. The other libraries' are computed, not measured."""
+Of each parameter: moved by a step, as counted from the traced rule; kept beside parameter and gradient; and with both,
+which are bf16 where it is not said. Tensors of fewer than {SMALL:,} elements have float32 states in place of 8-bit
+ones. `optimizer.memory()` tells an optimizer's bytes by kind, `python -m fusedopt bench --memory` those of a model. The
+other libraries' are computed, not measured."""
 SHOWN = ("float32", "split", "split+random", "split+int8", "split24+int8")  # in README.md
 
 
