@@ -53,6 +53,13 @@ class RMSprop(Rule):
     )
     coupled_decay = "weight_decay"
 
+    def check(self) -> None:
+        if self.centered and self.state_dtypes["square_avg"] == "int8":
+            raise ValueError(
+                f"{type(self).__name__}: int8 is too coarse for the state 'square_avg' with centered=True, whose "
+                f"difference from the square of 'grad_avg' decides; choose state_dtype='float32', or centered=False."
+            )
+
     def scalars(self, step: Any, a: Any) -> Values:
         return Values(
             lr=self.lr,

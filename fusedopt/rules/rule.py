@@ -168,9 +168,11 @@ class Rule(CommonOptions):
 
     def _check_storage(self) -> None:
         """Raise ValueError where the options of how arrays are kept contradict each other, or the rule."""
-        name, states = type(self).__name__, {state.name: state for state in self.all_states()}
         given = [option for option in self.storage_options() if getattr(self, option)]
-        if self.procedure and given:
+        if not given:
+            return
+        name, states = type(self).__name__, {state.name: state for state in self.all_states()}
+        if self.procedure:
             raise ValueError(
                 f"{name}: {given[0]} is for optimizers whose step is one launch, and {name}'s is array operations; "
                 f"leave it out."
