@@ -102,10 +102,11 @@ def converted(
             found |= _state(what, entry, state, stored, rule)
     moved: Array | None = None
     for key in PARAMETER_KEYS:
-        if key in found:
+        if key in entry:
             ours = kept_parameter(rule, data.dtype.name)
-            beside, moved = _parameter(f"{what}: {key}", key, found.pop(key), ours, data)
-            found |= beside
+            beside, moved = _parameter(f"{what}: {key}", key, entry[key], ours, data)
+            found = {k: v for k, v in found.items() if k not in PARAMETER_KEYS} | beside
+            break
     return _counted(found, rule), moved
 
 
