@@ -79,16 +79,20 @@ def resumed_from(device: Any, kind: Any, options: Any, parameters: list[Paramete
 # --- resumed to the bit ----------------------------------------------------------------------------------------------
 
 
-@on_the_devices
+def each_case_where() -> list[Any]:
+    """Every rule on NumPy, two on the others: the bits of all are compared with NumPy's in other tests."""
+    few = [pytest.param("emulated", case, id=f"emulated-{case.name}") for case in CASES if case.name in ("SGD", "Adam")]
+    cuda = [pytest.param("cuda", case, id=f"cuda-{case.name}", marks=pytest.mark.gpu) for case in CASES]
+    return [*(pytest.param("numpy", case, id=f"numpy-{case.name}") for case in CASES), *few, *cuda]
+
+
 @each_storage
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
+@pytest.mark.parametrize(("device", "case"), each_case_where(), indirect=["device"])
 def test_a_resumed_run_is_the_same_run_with_every_storage(device, case, storage):
     if not takes(case, storage):
         with pytest.raises(ValueError, match=f"^{case.name}: int8 is too coarse for the state"):
             case.optimizer([Parameter(np.ones(2, BFLOAT16))], **case.main, **storage)
         return
-    if device.name == "emulated" and case.name not in ("SGD", "Adam"):
-        pytest.skip("the bits of every rule are compared with NumPy's in other tests")
     options = {**case.main, **storage, "lr": Linear(1.0, 0.1, 8)}
     parameters = parameters_of(device)
     optimizer = case.optimizer([{"params": parameters[:2]}, {"params": parameters[2:]}], **options)
