@@ -15,7 +15,8 @@ from fusedopt.backends import kept as pieces
 from fusedopt.eight_bits import CODES, encode_blocks
 from fusedopt.parameter import DTYPES
 from fusedopt.rules.common_options import STATE_DTYPES
-from fusedopt.rules.rule import Rule, State
+from fusedopt.rules.declaration import State
+from fusedopt.rules.rule import Rule
 from fusedopt.storage import BESIDE_PARAMETER, MASTER, SCALE, Kept, blocks_of, kept_parameter
 from fusedopt.stored_arrays import StoredArray, stored_arrays
 

@@ -26,5 +26,6 @@ class Procedure(Rule):
     @classmethod
     def unknown_option(cls, name: object) -> str:
         if name in Rule.__dataclass_fields__:
-            return f"{cls.__name__} has no option {name!r}, which is for optimizers whose step is one launch; leave it out."
+            kind = "optimizers whose step is one launch"
+            return f"{cls.__name__} has no option {name!r}, which is for {kind}; leave it out."
         return super().unknown_option(name)

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from fusedopt.rules.rule import Rule, State
+from fusedopt.rules.declaration import State
+from fusedopt.rules.rule import Rule
 from fusedopt.rules.stages import ROW
 from fusedopt.storage import SCALE, Kept, array_dtypes
 from fusedopt.torch import places
