@@ -281,11 +281,9 @@ class Arena:
 
     def bytes_of(self, key: str) -> int:
         """Of the flat buffer of what is kept under a key, made already or not."""
-        return (
-            int(self.states[key].nbytes)
-            if key in self.states
-            else self.length(key) * np.dtype(self.stored[key].dtype).itemsize
-        )
+        if key in self.states:
+            return int(self.states[key].nbytes)
+        return self.length(key) * np.dtype(self.stored[key].dtype).itemsize
 
     def begin(self, new: np.ndarray[Any, Any]) -> None:
         """Start what is kept of parameters without history from what the rule says now, and masters from them."""
