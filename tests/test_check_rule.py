@@ -209,7 +209,7 @@ def imprecise_result(self, p, g, s, c):
 def by_a_small_difference(self, p, g, s, c):
     """Two averages, of which the difference decides: each is right to some per cent in 8 bits."""
     slow, fast = 0.999 * s.slow + 0.001 * (g + 30), 0.99 * s.fast + 0.001 * (g + 30)
-    return p - c.lr * c.beta * (slow - fast) - c.decay * p, Values(slow=slow, fast=fast)
+    return p - 100 * c.lr * c.beta * (slow - fast) - c.decay * p, Values(slow=slow, fast=fast)
 
 
 def with_state_named(name):
