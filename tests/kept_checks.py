@@ -20,8 +20,9 @@ import fusedopt
 from fusedopt.backends import device
 from fusedopt.backends.cpu import CpuPlan
 from fusedopt.backends.device import DevicePlan
+from fusedopt.rules import Rule, Values, hyperparameter
 from fusedopt.storage import BLOCK
-from step_checks import same_results, values
+from step_checks import ordinary, same_results, values
 from storages import Way, each_value, every_way
 
 SIZES = (1, 3, 127, 128, 129, 4096, 4097)
@@ -40,14 +41,16 @@ def blocks(size: int, dtype: str, seed: int) -> np.ndarray:
             *[normal] * 5,
             normal * 10 ** random.uniform(-30, 30, (count, BLOCK)),
             normal * np.clip(10 ** random.uniform(-45, 38, (count, 1)), 0, LARGEST.get(dtype, np.inf)),
-            normal * 1e-40,
+            normal * random.choice([1e-40, 1e-25, 1e-12], (count, 1)),  # m and v of the last two: the smallest scale
             np.where(normal > 0, 0.0, -0.0),
             one * random.choice([1.0, 1e-45, 3.4e38, 6e4]),
             normal + one * random.choice([np.inf, -np.inf, np.nan]),
             values(count * BLOCK, "float64", seed).reshape(count, BLOCK),
         ]
-        chosen = np.choose(random.integers(len(kinds), size=(count, 1)), kinds)
-        return chosen.astype(dtype).ravel()[:size]
+        found = np.choose(random.integers(len(kinds), size=(count, 1)), kinds).astype(dtype).ravel()[:size]
+    if dtype == "float32":  # the bits of a NaN go through all arithmetic, into what is kept beside half precision too
+        found.view(np.uint32)[np.isnan(found)] = 0xFFC12345
+    return found
 
 
 @dataclass(frozen=True)
@@ -137,10 +140,35 @@ def arrays_of(optimizer: Any, parameters: Sequence[Any]) -> dict[str, np.ndarray
     return found
 
 
-FEW = each_value(every_way(fusedopt.Adam.rule))
+INT8 = Way("bfloat16", "float32", "split", "int8", stochastic=False)
+FEW = [*each_value(every_way(fusedopt.Adam.rule)), Way("float16", "float16", None, None, stochastic=True), INT8]
+
+
+@dataclass(frozen=True)
+class Rest(Rule):
+    """A rule whose state is largest where there is nothing, as in the lanes beyond a tensor's end."""
+
+    lr: float = hyperparameter(0.01, "[0, inf)")
+
+    state = ("rest",)
+
+    def scalars(self, step: Any, a: Any) -> Values:
+        return Values(lr=self.lr)
+
+    def update(self, p: Any, g: Any, s: Any, c: Any) -> tuple[Any, Values]:
+        rest = 1.0 / (1.0 + np.absolute(g))
+        return p - c.lr * s.rest, Values(rest=rest)
+
+
+class RestOptimizer(fusedopt.Optimizer, rule=Rest): ...
 
 
 def check_kept(array: Any) -> None:
     """A few ways, in chunks so small that a block walks over many spans; `array` is a type of emulated arrays."""
     with mock.patch.object(device, "CHUNK", 256):
-        Steps(fusedopt.Adam, FEW, ADAM, sizes=(1, 129, 300, 4225)).check(lambda values: values.view(array))
+        for steps in (
+            Steps(fusedopt.Adam, FEW, ADAM, sizes=(1, 129, 300, 4225)),
+            Steps(fusedopt.Adam, [INT8], {"weight_decay": 0.0}, sizes=(40_000,), scalars=({},)),  # small ones alone
+            Steps(RestOptimizer, [INT8], {}, sizes=(4097,), values=ordinary),
+        ):
+            steps.check(lambda values: values.view(array))
