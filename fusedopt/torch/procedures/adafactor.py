@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from fusedopt.procedures.adafactor import checked_moments, entries_in, stepped, without_moments
+from fusedopt.kept_bytes import KeptBytes
+from fusedopt.procedures.adafactor import checked_moments, entries_in, moment_bytes, stepped, without_moments
 from fusedopt.rules.adafactor import Adafactor
 from fusedopt.torch.procedures.procedure import Procedure
 from fusedopt.torch.state_dict import checked_tensor, names_of
@@ -28,6 +29,11 @@ class Factoring(Procedure):
         for _, p, gradient, rule in stepping:
             _step_tensor(p, gradient, self.state[p], rule)
         self._schedules.count_step(self.param_groups)
+
+    def _kept_beside(self, p: torch.Tensor, rule: Any, gradient: int) -> KeptBytes:
+        itemsize = (p if p.grad is None else p.grad).element_size()
+        step = _step(0)
+        return KeptBytes(states=moment_bytes(tuple(p.shape), itemsize), counters=step.numel() * step.element_size())
 
     def _check_moments(self, what: str, p: torch.Tensor) -> None:
         """Raise ValueError or KeyError where there is a state that is not one of the parameter's shape."""
