@@ -11,6 +11,14 @@ from distributed_workers import WRAPPERS, Trained, Training, trained
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+STORAGES = {
+    "master": {"master_weights": "float32", "state_dtype": "bfloat16"},
+    "split": {"master_weights": "split", "state_dtype": "float32"},
+    "kahan": {"kahan": True},
+    "split24, int8": {"master_weights": "split24", "state_dtype": "int8", "seed": 3},
+    "stochastic": {"stochastic_rounding": True},
+}
+DRAWS = ("split24, int8", "stochastic")
 # Shared by rows of whole blocks, unevenly; by rows of others; with nothing for the second process; and small.
 SHAPES = ((65, 128), (40, 130), (1, 4224), (7,))
 

@@ -6,18 +6,10 @@ import pytest
 import storage_workers as stored
 import torch
 from distributed_workers import Trained, World, resume, save, zero
-from storage_workers import Stored
+from storage_workers import DRAWS, STORAGES, Stored
 
 import fusedopt.torch as ours
 
-STORAGES = {
-    "master": {"master_weights": "float32", "state_dtype": "bfloat16"},
-    "split": {"master_weights": "split", "state_dtype": "float32"},
-    "kahan": {"kahan": True},
-    "split24, int8": {"master_weights": "split24", "state_dtype": "int8", "seed": 3},
-    "stochastic": {"stochastic_rounding": True},
-}
-DRAWS = ("split24, int8", "stochastic")
 each_storage = pytest.mark.parametrize("name", STORAGES)
 STEPS = 4
 
