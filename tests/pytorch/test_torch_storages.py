@@ -179,22 +179,29 @@ def test_each_group_keeps_its_arrays_in_its_own_way():
 
 
 def test_a_parameter_draws_by_its_place_over_all_groups():
-    """Equal parameters with equal gradients are rounded apart, and go on so when groups are rearranged."""
-    p, q = (torch.nn.Parameter(filled((64, 64), 0)) for _ in range(2))
-    optimizer = ours.AdamW([{"params": [p]}, {"params": [q]}], stochastic_rounding=True)
-    p.grad, q.grad = filled(p.shape, 1), filled(p.shape, 1)
-    optimizer.step()
-    assert not torch.equal(p, q)
-    before = p.detach().clone(), {k: v.clone() for k, v in optimizer.state[p].items()}
-    optimizer.step()
-    in_first = p.detach().clone()
-    with torch.no_grad():
-        p.copy_(before[0])
-    for key, value in before[1].items():
-        optimizer.state[p][key].copy_(value)
-    optimizer.param_groups[0]["params"], optimizer.param_groups[1]["params"] = [q], [p]
-    optimizer.step()
-    assert not torch.equal(p, in_first), "it still drew as the first"
+    def three(order):
+        ps = [torch.nn.Parameter(filled((64, 64), i)) for i in range(3)]
+        return ours.AdamW([{"params": ps[:1]}, {"params": [ps[i] for i in order]}], stochastic_rounding=True), ps
+
+    optimizer, ps = three([1, 2])
+    other, qs = three([2, 1])
+    for number in range(2):
+        for i, (p, q) in enumerate(zip(ps, qs, strict=True)):
+            p.grad, q.grad = filled(p.shape, 10 * number + i), filled(p.shape, 10 * number + i)
+        other.step()
+        if number == 0:
+            optimizer.step()
+            assert torch.equal(ps[0], qs[0])
+            assert not torch.equal(ps[1], qs[1])
+            with torch.no_grad():
+                for p, q in zip(ps, qs, strict=True):
+                    p.copy_(q)
+                    for key, value in other.state[q].items():
+                        optimizer.state[p][key].copy_(value)
+            optimizer.param_groups[1]["params"].reverse()
+        else:
+            optimizer.step()
+    assert all(map(torch.equal, ps, qs))
 
 
 # --- what happens between steps
@@ -238,18 +245,24 @@ def test_steps_go_on_to_the_bit_after(between, storage):
 
 
 @each_storage
-def test_what_was_replaced_by_other_values_is_what_steps_go_on_from(storage):
-    """As noticed, rather than memory of before."""
-    optimizer, other = made("AdamW", storage), made("AdamW", storage)
-    step(optimizer, range(3))
-    step(other, range(2))
-    for entry in other.state.values():
-        entry |= {key: torch.zeros_like(value) for key, value in entry.items() if key != "step"}
-    step(other, range(2, 3))
-    for p, q in zip(params(optimizer), params(other), strict=True):
-        for key in optimizer.state[p].keys() - {"step"}:
-            if optimizer.state[p][key].numel() > 1:
-                assert not torch.equal(optimizer.state[p][key], other.state[q][key]), key
+@pytest.mark.parametrize("how", ["replaced", "moved"])
+def test_each_array_is_read_where_it_is_now(how, storage):
+    keys = made("AdamW", storage)
+    step(keys, [0])
+    for key in keys.state[params(keys)[0]].keys() - {"step"}:
+        optimizer, other = made("AdamW", storage, shapes=SHAPES[:1]), made("AdamW", storage, shapes=SHAPES[:1])
+        step(optimizer, range(3))
+        step(other, range(2))
+        entry = other.state[params(other)[0]]
+        if how == "replaced":
+            entry[key] = torch.zeros_like(entry[key])
+        else:
+            entry[key].data = torch.zeros_like(entry[key])
+        now = entry[key]
+        step(other, range(2, 3))
+        assert entry[key] is now
+        assert not torch.equal(now, torch.zeros_like(now)), f"{key} was not written"
+        assert contents(other) != contents(optimizer), f"{key} was not read"
 
 
 @each_name
@@ -314,6 +327,18 @@ def test_a_storage_option_may_change_before_there_is_state():
     optimizer.param_groups[0]["state_dtype"]["exp_avg"] = "float32"
     with pytest.raises(ValueError, match=r"^param group 0: state_dtype says how"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("option", ["kahan", "stochastic_rounding"])
+def test_a_storage_option_may_change_where_nothing_is_kept(option):
+    optimizer, other = made("SGD", momentum=0.0), made("SGD", momentum=0.0)
+    step(optimizer, [0])
+    step(other, [0])
+    optimizer.param_groups[0][option] = True
+    other = resumed(other, made("SGD", momentum=0.0, **{option: True}))
+    step(optimizer, [1, 2])
+    step(other, [1, 2])
+    assert contents(optimizer) == contents(other)
 
 
 def test_masters_start_again_from_the_parameters():
@@ -489,6 +514,21 @@ def test_torchs_own_state_dict_loads_beside_a_split_master(dtype):
         assert optimizer.state[p]["exp_avg"].dtype == dtype
         assert optimizer.state[p]["remainder"].dtype == torch.int16
         assert float(optimizer.state[p]["step"]) == 3.0
+
+
+def test_a_state_dict_without_a_remainder_starts_it_again_where_it_is():
+    """For a captured graph, which knows its memory."""
+    optimizer = made("AdamW", "split")
+    step(optimizer, range(2))
+    saved = optimizer.state_dict()
+    for entry in saved["state"].values():
+        del entry["remainder"]
+    before = [optimizer.state[p]["remainder"] for p in params(optimizer)]
+    assert any(remainder.any() for remainder in before)
+    optimizer.load_state_dict(saved)
+    for p, remainder in zip(params(optimizer), before, strict=True):
+        assert optimizer.state[p]["remainder"] is remainder
+        assert not remainder.any()
 
 
 REFUSED = [
