@@ -135,7 +135,7 @@ def _least(magnitudes: Array, code: Code, noise: Words) -> tuple[Array, Array]:
 
 
 def _numbers(magnitudes: Array, code: Code, noise: Words) -> Array:
-    """The numbers of those that are not small, as uint32; magnitudes and noise are written over."""
+    """The numbers of those that are not small, as int32; magnitudes and noise are written over."""
     depths = spare("depths", magnitudes).view(np.int32)
     np.subtract(np.int32(code.ceiling), magnitudes.view(np.int32), out=depths)
     magnitudes[...] = depths
@@ -145,7 +145,8 @@ def _numbers(magnitudes: Array, code: Code, noise: Words) -> Array:
     bits += added
     bits >>= np.int32(code.dropped)
     np.maximum(bits, np.int32(0), out=bits)
-    return np.subtract(np.int32(code.largest), bits, out=bits).view(np.uint32)
+    np.subtract(np.int32(code.largest), bits, out=bits)
+    return bits
 
 
 def spread(scales: Array, first: int, last: int) -> Array:

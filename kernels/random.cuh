@@ -12,7 +12,7 @@ __device__ inline Draw draw_of(double seed, double step, unsigned number) {
 }
 
 // A power of it for each stream: what is multiplied by 3 is correlated with what is not.
-__host__ __device__ constexpr unsigned multiplier(unsigned stream) {
+__device__ constexpr unsigned multiplier(unsigned stream) {
   return stream ? 0x9e3779b1u * multiplier(stream - 1) : 1u;
 }
 

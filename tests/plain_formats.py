@@ -66,50 +66,58 @@ def stochastic(values: np.ndarray, dtype: str, drawn: np.ndarray) -> np.ndarray:
         high = np.where(np.isinf(high), low + (low - before), high)  # infinity is one step from the largest number
         share = np.floor((magnitudes - low) / (high - low) * 65536)
         chosen = np.where(share + drawn >= 65536, above, below).astype(np.uint16)
-    sign = (np.signbit(values).astype(np.uint16) << 15).astype(np.uint16)
-    rounded = (chosen | sign).view(dtype)
-    return np.where(np.isfinite(values), rounded, values.astype(dtype))
+        sign = (np.signbit(values).astype(np.uint16) << 15).astype(np.uint16)
+        rounded = (chosen | sign).view(dtype)
+        return np.where(np.isfinite(values), rounded, values.astype(dtype))
+
+
+def _log(x: np.ndarray) -> np.ndarray:
+    """The base-2 logarithm where x is a power of two, and straight lines between: what the bits of a float are."""
+    mantissa, exponent = np.frexp(x)
+    return exponent + 2 * mantissa - 2
+
+
+def _power(x: np.ndarray) -> np.ndarray:
+    """The inverse of `_log`."""
+    whole = np.floor(x)
+    return (1 + x - whole) * 2.0**whole
 
 
 def values_of(code: Code) -> np.ndarray:
     """float64 values of the codes without a sign, in order, for a scale of 1."""
-    e, m = np.divmod(np.arange(code.largest + 1), 1 << code.mantissa)
-    fraction = m / (1 << code.mantissa)
-    return np.where(e == 0, fraction * 2.0 ** (1 - code.exponents), (1 + fraction) * 2.0 ** (e - code.exponents))
+    fineness = 2.0 ** (23 - code.dropped)  # numbers an octave of depths
+    depths = _power(_log(np.float64(code.octaves)) + (code.largest - np.arange(code.largest + 1.0)) / fineness)
+    return np.where(np.arange(code.largest + 1) > 0, _power(code.octaves - depths), 0)
 
 
-def scale_of(block: np.ndarray, code: Code) -> np.float32:
-    """The power of two that is kept for a block."""
-    largest = float(np.abs(block).max(initial=0))
+def scale_of(block: np.ndarray) -> np.float32:
+    """What is kept for a block."""
+    largest = np.abs(block).max(initial=0)
     if not np.isfinite(largest):
         return np.float32(np.nan)
-    if largest == 0:
-        return np.float32(0)
-    fraction, exponent = np.frexp(largest)
-    rounds_up = 2 * fraction > 2 - 2.0**-code.mantissa  # beyond the last value, where noise may make it 2
-    lowest = max(-126, code.exponents + code.mantissa - 150)
-    return np.float32(2.0 ** np.clip(int(exponent) - 1 + int(rounds_up), lowest, 127))
+    return np.float32(max(largest, 2.0**-80) if largest else 0)
 
 
 def encoded(values: np.ndarray, code: Code, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Codes, and a scale for each 128 of them."""
-    scales = np.array([scale_of(values[i : i + 128], code) for i in range(0, len(values), 128)], np.float32)
-    spread = np.repeat(scales, 128)[: len(values)].astype(np.float64)
-    table = values_of(code)
+    scales = np.array([scale_of(values[i : i + 128]) for i in range(0, len(values), 128)], np.float32)
     with np.errstate(all="ignore"):
-        fractions = np.nan_to_num(np.abs(values.astype(np.float64)) / spread, nan=0.0, posinf=0.0)
-    below = np.searchsorted(table, fractions, side="right") - 1
-    gap = np.append(np.diff(table), table[-1] - table[-2])[below]
-    twentieth = np.rint((fractions - table[below]) / gap * 2.0**code.dropped)  # where the first bit is lost, even
-    codes = below + (twentieth + (drawn << code.dropped - 16) >= 2**code.dropped)
-    codes = np.minimum(codes, code.largest)
-    codes = codes | np.signbit(values) << 7 if code.signed else np.where((codes == 0) & (values != 0), 1, codes)
-    return np.where(np.isnan(spread), 0, codes).astype(np.uint8), scales
+        inverses = np.where(scales > 0, np.float32(1) / scales, np.float32(0))
+        y = (np.abs(values) * np.repeat(inverses, 128)[: len(values)]).astype(np.float64)
+        y[np.repeat(inverses, 128)[: len(values)] == 0] = 0
+        chance = (2 * drawn + 1) / 2.0**17  # never 0, never 1, 1/2 on average
+        # An integer becomes a float32 before it is one more logarithm.
+        depths = ((code.octaves - _log(y)) * 2.0**23).astype(np.float32).astype(np.float64) / 2.0**23
+        steps = (_log(depths) - _log(np.float64(code.octaves))) * 2.0 ** (23 - code.dropped)
+        numbers = np.minimum(code.largest - np.floor(steps + chance), code.largest)
+    smallest = values_of(code)[1]
+    numbers = np.where(y < smallest, y > (smallest * chance if code.signed else 0), numbers)
+    signs = code.signed & (numbers > 0) & (values < 0)
+    return (numbers + 128 * signs).astype(np.uint8), scales
 
 
 def decoded(codes: np.ndarray, scales: np.ndarray, code: Code) -> np.ndarray:
     """float32 values of codes."""
-    magnitudes = values_of(code)[codes & 0x7F if code.signed else codes]
-    signs = np.where(codes & 0x80, -1.0, 1.0) if code.signed else 1.0
+    magnitudes = values_of(code)[codes & code.largest] * np.where(codes > code.largest, -1.0, 1.0)
     with np.errstate(all="ignore"):
-        return (signs * magnitudes * np.repeat(scales, 128)[: len(codes)]).astype(np.float32)
+        return magnitudes.astype(np.float32) * np.repeat(scales, 128)[: len(codes)]

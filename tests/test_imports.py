@@ -20,7 +20,7 @@ LAYERS = (
         *("statements", "symbols", "tracing", "traffic", "layout", "parameter", "sparse_gradient", "plain"),
         *("philox", "rounding", "eight_bits", "storage", "stored_arrays", "storage_choices"),
     ),
-    ("cuda_text", "compiler", "backends", "conversion"),
+    ("cuda_text", "compiler", "backends", "conversion", "kept_bytes"),
     (
         *("groups", "scheduled", "state_dict", "optimizer", "checkpoint", "single_step", "rule_functions", "clipping"),
         *("foreign_states", "procedures", "kept_bytes"),

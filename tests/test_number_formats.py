@@ -129,7 +129,7 @@ def test_random_rounding_takes_one_of_the_two_neighbours(dtype):
     found, drawn = np.zeros(len(FLOATS), dtype), noise(len(FLOATS))
     with np.errstate(all="ignore"):
         rounding.narrow_stochastically(FLOATS, found, drawn.copy())
-    assert_same_bits(found, plain.stochastic(FLOATS, dtype, drawn.astype(np.int64)))
+        assert_same_bits(found, plain.stochastic(FLOATS, dtype, drawn.astype(np.int64)))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -137,8 +137,9 @@ def test_what_half_precision_holds_stays_whatever_is_drawn(dtype):
     every = np.arange(65536, dtype=np.uint16).view(dtype)
     values, found = every.astype(np.float32), np.zeros(65536, dtype)
     for drawn in (0, 1, 0x7FFF, 0x8000, 0xFFFF):
-        rounding.narrow_stochastically(values, found, np.full(65536, drawn, np.uint32))
-        assert_same_bits(found, every)
+        with np.errstate(invalid="ignore"):  # of NaNs
+            rounding.narrow_stochastically(values, found, np.full(65536, drawn, np.uint32))
+            assert_same_bits(found, every)
 
 
 def _share(value, dtype):
@@ -154,9 +155,7 @@ def test_random_rounding_is_right_on_average(dtype, value):
     with np.errstate(over="ignore"):
         rounding.narrow_stochastically(np.full(65536, value), found, EVERY_NOISE.copy())
     average = found.astype(np.float64)
-    largest = float(np.finfo(np.float16).max) if dtype == "float16" else float(np.float32(TOP).view(np.uint32) * 0 + 0)
-    if dtype == "bfloat16":
-        largest = float((np.array([0x7F7F], np.uint16).view("bfloat16"))[0])
+    largest = {"float16": 65504.0, "bfloat16": 255 * 2.0**120}[dtype]
     if abs(value) > largest:  # between it and infinity: what is beyond both, in their order
         assert set(np.abs(average)) <= {largest, np.inf}
         return
@@ -232,7 +231,8 @@ def test_streams_are_independent_of_each_other_and_uniform():
 # --- 8 bits
 
 each_code = pytest.mark.parametrize("code", CODES.values(), ids=CODES)
-SCALES = [2.0**e for e in (-126, -125, -116, -115, -60, -1, 0, 1, 60, 126, 127)]
+SCALES = [2.0**e for e in (-80, -79, -60, -1, 0, 1, 60, 127)]
+UNEVEN = [1.1e-24, 1.37e-20, 0.3, 1.9999999, 3.3e38, TOP]
 
 
 def encode(values, code, drawn):
@@ -255,31 +255,46 @@ def magnitudes_of(code, scale):
 
 
 @each_code
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", [*SCALES, *UNEVEN])
 def test_all_codes_have_their_own_value_in_order(code, scale):
-    if scale < code.lowest.view(np.float32):
-        pytest.skip("no block has so small a scale")
-    values = magnitudes_of(code, scale).astype(np.float64)
+    values = magnitudes_of(code, scale)
     assert values[0] == 0
+    assert values[-1] == np.float32(scale)
     assert (np.diff(values) > 0).all()
-    assert (values == plain.values_of(code) * scale).all()
+    assert_same_bits(values, plain.values_of(code).astype(np.float32) * np.float32(scale))
+
+
+def encoded_again(code, scale, drawn):
+    """The code of the value of each code, in blocks that have this scale."""
+    values, again = magnitudes_of(code, scale), []
+    for some in np.array_split(values, 5):
+        block = np.full(BLOCK, values[-1])  # the largest decides the scale
+        block[: len(some)] = some
+        codes, scales = encode(block, code, np.full(BLOCK, drawn))
+        assert scales.tolist() == [values[-1]]
+        again += codes[: len(some)].tolist()
+    return again
 
 
 @each_code
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("drawn", [0, 0x8000, 0xFFFF])
-def test_what_was_decoded_is_encoded_as_it_was(code, scale, drawn):
-    if scale < code.lowest.view(np.float32):
-        pytest.skip("no block has so small a scale")
-    values = magnitudes_of(code, scale)
-    for sign in (1, -1) if code.signed else (1,):
-        for some in np.array_split(np.arange(len(values)), 5):
-            block = np.full(BLOCK, values[-1], np.float32)  # the largest decides the scale
-            block[: len(some)] = sign * values[some]
-            codes, scales = encode(block, code, np.full(BLOCK, drawn))
-            assert scales.tolist() == [scale]
-            assert (codes[: len(some)] & code.largest == some).all()
-            assert (decode(codes, scales, code) == block).all()
+@pytest.mark.parametrize("scale", [*SCALES, *UNEVEN])
+def test_what_was_decoded_is_encoded_as_it_was(code, scale):
+    """Whatever is drawn where the scale is a power of two; where two roundings come before, but for one draw of 2^15:
+    the extreme ones are left out."""
+    for drawn in (0, 0xFFFF) if scale in SCALES else (4, 0x8000, 0xFFFB):
+        assert encoded_again(code, scale, drawn) == list(range(code.largest + 1))
+
+
+@each_code
+def test_a_sign_is_kept_but_that_of_zero(code):
+    if not code.signed:
+        return
+    block = np.array([-0.0, 0.0, -1.0, 1.0, -1e-30, 0.5, -0.5] + [0.0] * 121, np.float32)
+    codes, scales = encode(block, code, np.full(BLOCK, 0xFFFF))
+    assert codes[:5].tolist() == [0, 0, 255, 127, 0]
+    assert (
+        np.signbit(decode(codes, scales, code)) == [False, False, True, False, False, False, True] + [False] * 121
+    ).all()
 
 
 @each_code
@@ -295,23 +310,24 @@ def test_codes_and_scales_are_those_of_the_plain_search(code, values, size):
     assert_same_bits(decode(*found, code), plain.decoded(*found, code))
 
 
+VALUES = (0.999, 0.7, 0.5001, 0.26, 2.0**-5, 1.7e-3, 3.3 * 2.0**-13, 1.6 * 2.0**-15, 0.3 * 2.0**-15, 1.9 * 2.0**-29)
+
+
 @each_code
-def test_codes_are_right_on_average(code):
-    """Over all draws, exactly: but below 2^(1 - E), where float32 cuts at 2^-20 of a step."""
-    for value in (1.03, 0.7, 0.5001, 2.0**-5, 3.3 * 2.0**-13, 1.7 * 2.0**-14, 0.3 * 2.0**-17, 1.9 * 2.0**-31):
-        value = np.float32(value)
-        block = np.tile(np.array([value, 1.5], np.float32), BLOCK // 2)
-        draws = np.repeat(EVERY_NOISE, 2)
-        codes, scales = encode(np.tile(block, len(draws) // BLOCK), code, draws)
-        found = decode(codes, scales, code)[::2].astype(np.float64)
-        steps = np.unique(found)
-        if not code.signed and value < 2.0 ** (1 - code.exponents - code.mantissa):
-            assert steps.tolist() == [2.0 ** (1 - code.exponents - code.mantissa)]  # never zero
-            continue
-        assert len(steps) <= 2
-        step = np.diff(plain.values_of(code))[np.searchsorted(plain.values_of(code), value, side="right") - 1]
-        # The noise has 16 bits of the step's.
-        assert abs(found.mean() - float(value)) <= step * 2.0**-16
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("scale", [1.0, 0.77])
+def test_codes_are_right_on_average(code, value, scale):
+    """Over all draws, to the 2^-16 of a step that 16 bits can say."""
+    value, table = np.float32(value * scale), plain.values_of(code) * np.float32(scale)
+    draws = np.repeat(EVERY_NOISE, 2)
+    block = np.tile(np.array([value, scale], np.float32), len(EVERY_NOISE))
+    found = decode(*encode(block, code, draws), code)[::2].astype(np.float64)
+    if not code.signed and value < table[1]:
+        assert set(found) == {np.float32(table[1])}  # never zero
+        return
+    below = np.searchsorted(table, value, side="right") - 1
+    assert set(found) <= set(table[below : below + 2].astype(np.float32))
+    assert abs(found.mean() - value) <= (table[below + 1] - table[below]) * 2.0**-16 + value * 2.0**-23
 
 
 @each_code
@@ -339,33 +355,32 @@ def test_a_block_with_what_is_no_number_is_all_nan_and_the_next_is_not(code, bad
 
 
 def test_what_is_never_negative_never_becomes_zero():
+    """Down to 2^-149 of the largest, where their quotient would be less than any float32."""
     code = CODES["unsigned"]
     for largest in (TOP, 1.0, 1e-20, 2.0**-120, 1e-45):
         block = np.full(BLOCK, largest, np.float32)
-        block[1:40] = np.maximum(largest * 2.0 ** -np.arange(1.0, 157, 4), 2.0**-149)
+        block[1:40] = np.maximum(largest * 2.0 ** -np.linspace(1, 148, 39), 2.0**-149)
         found = decode(*encode(block, code, np.zeros(BLOCK)), code)
         assert (found > 0).all()
 
 
 @each_code
-@pytest.mark.parametrize(
-    "largest", [1e-45, 1e-40, 1.17e-38, 1e-30, 1.0, 1.874, 1.875, 1.9, 1.9999, 1e30, 1.5 * 2.0**127]
-)
-def test_the_largest_is_never_cut(code, largest):
+@pytest.mark.parametrize("largest", [2.0**-80, 1.1e-24, 1e-20, 0.3, 1.0, 1.9999999, 3.0, 1e30, TOP])
+def test_the_largest_of_a_block_is_kept_exactly(code, largest):
     for drawn in (0, 0xFFFF):
         codes, scales = encode(np.full(BLOCK, largest, np.float32), code, np.full(BLOCK, drawn))
-        table = magnitudes_of(code, scales[0]).astype(np.float64)
-        value = float(np.float32(largest))
-        expected = table[table <= value].max() if drawn == 0 else table[table >= value].min()
-        assert (decode(codes, scales, code) == expected).all()
+        assert set(codes) == {code.largest}
+        assert set(decode(codes, scales, code)) == {np.float32(largest)}
 
 
 @each_code
-def test_beyond_the_largest_code_there_is_no_infinity(code):
-    """What is nearest to infinity is cut: no scale is larger than 2^127."""
-    codes, scales = encode(np.full(BLOCK, TOP, np.float32), code, np.full(BLOCK, 0xFFFF))
-    assert scales.tolist() == [2.0**127]
-    assert set(codes) == {code.largest}
+@pytest.mark.parametrize("largest", [1e-45, 1e-40, 1.17e-38, 1e-30])
+def test_a_scale_is_so_large_that_no_magnitude_is_denormal(code, largest):
+    codes, scales = encode(np.full(BLOCK, largest, np.float32), code, np.full(BLOCK, 0x8000))
+    assert scales.tolist() == [2.0**-80]
+    found = float(decode(codes, scales, code)[0])
+    table = plain.values_of(code) * 2.0**-80
+    assert found in (np.float32(table[1]), 0.0) or abs(found / largest - 1) < 0.25
 
 
 @each_code
@@ -374,7 +389,7 @@ def test_a_new_state_is_full_of_the_nearest_code(code, value):
     kept = Kept("uint8", codes="signed" if code.signed else "unsigned", stochastic=True)
     byte, scale = eight_bits.encoded_constant(value, kept)
     found = float(decode(np.array([byte], np.uint8), np.array([scale], np.float32), code)[0])
-    assert abs(found - np.float32(value)) <= np.float32(value) * 2.0 ** -(code.mantissa + 1)
+    assert abs(found - np.float32(value)) <= np.float32(value) * 2.0**-24
 
 
 # --- noise of a step

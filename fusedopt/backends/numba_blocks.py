@@ -24,7 +24,8 @@ def buffer(typing_context: Any) -> Any:
     """`buffer()`: the address of memory for the words of a block, in the loop's own frame."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.ptrtoint(cgutils.alloca_once(builder, ir.ArrayType(WORD, BLOCK)), LONG)
+        memory = cgutils.alloca_once(builder, ir.ArrayType(WORD, BLOCK))  # type: ignore[no-untyped-call]
+        return builder.ptrtoint(memory, LONG)
 
     return INDEX(), generate
 

@@ -53,7 +53,7 @@ def narrowed_stochastically(value: Value, dtype: str, noise: Value) -> Value:
 
 def joined(high: Value, low: Value) -> Value:
     """bfloat16 and what lies beside it."""
-    below = low.extended(WORD) << (16 - low.type.width)
+    below: Value = low.extended(WORD) << (16 - low.type.width)
     return ((high.widened(WORD) << 16) + below).seen_as(FLOAT)
 
 
