@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from fusedopt.rules.rule import Rule, State
+from fusedopt.rules.declaration import State
+from fusedopt.rules.rule import Rule
 from fusedopt.rules.stages import ROW
 from fusedopt.storage import SCALE, Kept, array_dtypes
 from fusedopt.torch import places
@@ -54,8 +55,9 @@ def begun(parameter: torch.Tensor, entry: dict[str, Any], rule: Rule) -> Counter
     kept, order = storage_beside(rule, parameter, parameter.dtype, {}), _working_order(rule, local(parameter))
     for state, how in zip(rule.states(), kept.states):
         entry.update(new_states(parameter, rule.initial(state), state, how, order))
-    if rule.counter_key is None and rule.kept_states:
+    if rule.step_key is None and rule.kept_states:
         counter.row[0] = 1.0  # a state that is there is not its first gradient
+    if rule.counter_key is None and rule.kept_states:
         counter.ages = weakref.ref(entry[rule.kept_states[0]])
     return counter
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from fusedopt.eight_bits import encoded_constant
-from fusedopt.rules.rule import Rule, State
+from fusedopt.rules.declaration import State
+from fusedopt.rules.rule import Rule
 from fusedopt.storage import (
     BESIDE_PARAMETER,
     BLOCK,

@@ -52,6 +52,14 @@ def test_it_is_what_a_step_allocates(cls, dtype):
 
 
 @pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
+def test_it_is_what_a_step_allocates_with_each_storage(choice, monkeypatch):
+    monkeypatch.setenv("FUSEDOPT_BACKEND", "numpy")
+    optimizer = ours.Adam(tensors(getattr(torch, choice.dtype)), **choice.options)
+    before = optimizer.memory()
+    assert before.total == allocated(stepped(optimizer)) == optimizer.memory().total
+
+
+@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
 def test_storages_are_counted_as_over_arrays(choice):
     dtype, large, small = getattr(torch, choice.dtype), 70 * 71, 150 + 1 + 0
     found = ours.Adam(tensors(dtype, SHAPES[:-1]), **choice.options).memory()
@@ -118,6 +126,13 @@ def test_sparse_gradients_need_the_same_states():
     assert optimizer.memory().gradients == 2 * 8 + 2 * 4 * 4  # indices and rows
     optimizer.step()
     assert optimizer.memory().states == sum(t.numel() * 4 for t in arrays(optimizer))
+
+
+def sharded(part, mesh):
+    """A parameter of which this process has one of two equal parts."""
+    shape = (2 * len(part), *part.shape[1:])
+    whole = DTensor.from_local(part, mesh, [Shard(0)], run_check=False, shape=shape, stride=part.stride())
+    return torch.nn.Parameter(whole)
 
 
 def test_of_a_sharded_tensor_it_is_the_part_of_this_process():
