@@ -165,13 +165,21 @@ def _parameter(what: str, key: str, saved: Array, ours: Kept, data: Array) -> tu
 
 def _read(kept: Kept, array: Array, beside: Array, to: Array) -> None:
     flat, other = (np.ascontiguousarray(some).reshape(-1) for some in (array, beside))
+    if kept.finer == "float32":
+        to[...] = other
+        return
     pieces.Piece(kept, flat, other, 0, None, 0).read(to)
 
 
 def _write(kept: Kept, values: Array, array: Array, beside: Array) -> None:
-    nearest = dataclasses.replace(kept, stochastic=False)
+    nearest, flat, other = dataclasses.replace(kept, stochastic=False), array.reshape(-1), beside.reshape(-1)
     with np.errstate(all="ignore"):
-        pieces.Piece(nearest, array.reshape(-1), beside.reshape(-1), 0, None, 0).write(values)
+        if kept.finer not in ("", "float32"):
+            pieces.Piece(nearest, flat, other, 0, None, 0).write(values)
+            return
+        if kept.finer:
+            other[...] = values
+        flat[...] = values
 
 
 def _counted(found: dict[str, Any], rule: Rule) -> dict[str, Any]:
