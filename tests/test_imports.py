@@ -22,7 +22,17 @@ LAYERS = (
     ),
     ("cuda_text", "compiler", "backends", "conversion", "kept_bytes"),
     (
-        *("groups", "scheduled", "state_dict", "optimizer", "checkpoint", "single_step", "rule_functions", "clipping"),
+        *(
+            "groups",
+            "scheduled",
+            "state_dict",
+            "optimizer",
+            "checkpoint",
+            "loaded_state",
+            "single_step",
+            "rule_functions",
+            "clipping",
+        ),
         *("foreign_states", "procedures"),
     ),
     ("optimizers", "functional", "__init__"),

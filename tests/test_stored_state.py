@@ -160,7 +160,7 @@ def test_copies_and_pickles_go_on_as_the_optimizer_does(device, storage):
 def test_a_group_that_is_added_draws_what_it_would_have_drawn_from_the_start(device):
     """Noise is drawn for a parameter's number over all groups, whenever its group came."""
     some = [parameters_of(device)[:2] for _ in range(2)]
-    together = SGD([{"params": [p]} for p in some[0]], lr=0.1, stochastic_rounding=True)
+    together = SGD(some[0], lr=0.1, stochastic_rounding=True)
     added = SGD(some[1][:1], lr=0.1, stochastic_rounding=True)
     added.add_param_group({"params": some[1][1:]})
     for parameters, optimizer in zip(some, (together, added)):
