@@ -165,13 +165,18 @@ def _parameter(what: str, key: str, saved: Array, ours: Kept, data: Array) -> tu
 
 def _read(kept: Kept, array: Array, beside: Array, to: Array) -> None:
     flat, other = (np.ascontiguousarray(some).reshape(-1) for some in (array, beside))
-    pieces.Piece(kept, flat, other, 0, None, 0).read(to)
+    pieces.read(other if kept.finer == "float32" else pieces.Piece(kept, flat, other, 0, None, 0), to)
 
 
 def _write(kept: Kept, values: Array, array: Array, beside: Array) -> None:
+    """Values into new arrays, rounded to the nearest."""
+    first, second = array.reshape(-1), beside.reshape(-1)
     nearest = dataclasses.replace(kept, stochastic=False)
     with np.errstate(all="ignore"):
-        pieces.Piece(nearest, array.reshape(-1), beside.reshape(-1), 0, None, 0).write(values)
+        if kept.finer == "float32":
+            pieces.write(values, second)
+        whole = kept.finer in ("", "float32")
+        pieces.write(values, first if whole else pieces.Piece(nearest, first, second, 0, None, 0))
 
 
 def _counted(found: dict[str, Any], rule: Rule) -> dict[str, Any]:

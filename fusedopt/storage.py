@@ -106,6 +106,12 @@ class Storage:
         return tuple(place for place, kept in enumerate(self.streams) if kept.beside)
 
     @functools.cached_property
+    def units(self) -> tuple[int, ...]:
+        """Of each of a span's arrays, in order, the elements that share one of it: 1, or those of a block."""
+        scales = [BLOCK if self.streams[place].codes else 1 for place in self.beside]
+        return (*(1 for _ in self.streams), *scales)
+
+    @functools.cached_property
     def draws(self) -> bool:
         """Whether some values are rounded at random."""
         return any(kept.stochastic for kept in self.streams)

@@ -23,6 +23,7 @@ from fusedopt.torch.storages import (
     is_scale,
     new_beside,
     new_states,
+    received,
     scale_shape,
     storage_beside,
 )
@@ -108,7 +109,7 @@ class Candidate:
         entry = {} if entry is None else entry
         self.storage = storage_beside(group.rule, parameter, self.gradient.dtype, entry)
         self._dtypes = dtypes_by_key(group.rule, self.storage)
-        self.states = {key: entry.get(key) for key in self._dtypes}
+        self.states = {key: received(key, entry.get(key)) for key in self._dtypes}
         for key, state in self.states.items():
             if state is not None:
                 self._check_state(key, state)
@@ -246,6 +247,7 @@ class Candidate:
         if counter is None or counter.row.device != self.device or not counter.is_of(rule, entry):
             counter = self._new_counter(entry)
             entry.update(counter.views)  # before the arrays, as torch has it
+        entry.update({key: state for key, state in self.states.items() if state is not None})
         order = self._order() if self.storage.blocks else None
         for state, how in zip(rule.states(), self.storage.states):
             if self.states[state.name] is None:
@@ -303,7 +305,7 @@ class Candidate:
             return torch.empty(self.local.shape, device="meta").stride()
         if not codes:
             return _working_order(rule, self.local)
-        orders = [memory_order(self.states[name]) for name in codes]  # type: ignore[arg-type]  # they are there
+        orders = [memory_order(self.states[name]) for name in codes]
         form = rule.form(tuple(self.local.shape))
         if any(order != orders[0] for order in orders) or (_in_rows(form) and not has_rows(self.local, orders[0])):
             raise RuntimeError(
