@@ -5,6 +5,7 @@ import itertools
 import pickle
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import fusedopt
 from cases import CASES
 from devices import DEVICES
 from fusedopt import SGD, Adam, Optimizer, Parameter
+from fusedopt.rules import Rule, Values, hyperparameter
 from fusedopt.schedules import Linear
 from fusedopt.storage import SMALL
 from test_state_dict import bits, contents
@@ -235,6 +237,35 @@ def test_what_states_start_from_is_kept_in_8_bits(device, kind, key, value):
     plain.load_state_dict(state_dict, convert=True)
     (found,) = {float(x) for x in plain.state_dict()["state"][0][key]}
     assert abs(found - 0.3) <= 0.3 * 2**-4  # half a unit of 3 bits after the point, at the most
+
+
+@dataclass(frozen=True)
+class Level(Rule):
+    """A state that is the same number everywhere, made of no element."""
+
+    lr: float = hyperparameter(0.5, "[0, inf)", "learning rate")
+    state = ("level",)
+
+    def scalars(self, step, a):
+        return Values(lr=self.lr)
+
+    def update(self, p, g, s, c):
+        return p - c.lr * g * s.level, Values(level=c.lr)
+
+
+class OfALevel(Optimizer, rule=Level):
+    pass
+
+
+@pytest.mark.parametrize("state_dtype", ["int8", "bfloat16"])
+def test_a_state_that_is_one_number_is_kept_as_any_other(device, state_dtype):
+    p = Parameter(device.array(np.ones(SMALL, BFLOAT16)))
+    optimizer = OfALevel([p], state_dtype=state_dtype, stochastic_rounding=True)
+    p.grad = device.array(np.ones(SMALL, BFLOAT16))
+    state = optimizer.step().state_dict()
+    float32 = OfALevel([Parameter(np.ones(SMALL, BFLOAT16))], state_dtype="float32")
+    float32.load_state_dict(state, convert=True)
+    assert set(float32.state_dict()["state"][0]["level"].tolist()) == {0.5}
 
 
 def test_zero_sized_parameters_alone_have_every_storage(device):

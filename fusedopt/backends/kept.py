@@ -69,6 +69,8 @@ class Piece:
     def write(self, values: Array) -> None:
         """Values of the arithmetic's type into the array, rounded as it is kept."""
         kept, array, beside = self._kept, self._array, self._beside
+        if values.ndim == 0:  # one for all elements
+            values = np.full(array.shape, values)
         if kept.codes:
             encode_blocks(values, array, beside, CODES[kept.codes], self._drawn())
         elif kept.finer == "kahan":
