@@ -165,21 +165,18 @@ def _parameter(what: str, key: str, saved: Array, ours: Kept, data: Array) -> tu
 
 def _read(kept: Kept, array: Array, beside: Array, to: Array) -> None:
     flat, other = (np.ascontiguousarray(some).reshape(-1) for some in (array, beside))
-    if kept.finer == "float32":
-        to[...] = other
-        return
-    pieces.Piece(kept, flat, other, 0, None, 0).read(to)
+    pieces.read(other if kept.finer == "float32" else pieces.Piece(kept, flat, other, 0, None, 0), to)
 
 
 def _write(kept: Kept, values: Array, array: Array, beside: Array) -> None:
-    nearest, flat, other = dataclasses.replace(kept, stochastic=False), array.reshape(-1), beside.reshape(-1)
+    """Values into new arrays, rounded to the nearest."""
+    first, second = array.reshape(-1), beside.reshape(-1)
+    nearest = dataclasses.replace(kept, stochastic=False)
     with np.errstate(all="ignore"):
-        if kept.finer not in ("", "float32"):
-            pieces.Piece(nearest, flat, other, 0, None, 0).write(values)
-            return
-        if kept.finer:
-            other[...] = values
-        flat[...] = values
+        if kept.finer == "float32":
+            pieces.write(values, second)
+        whole = kept.finer in ("", "float32")
+        pieces.write(values, first if whole else pieces.Piece(nearest, first, second, 0, None, 0))
 
 
 def _counted(found: dict[str, Any], rule: Rule) -> dict[str, Any]:
