@@ -32,7 +32,8 @@ def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int], rounds: int
     c0, c1, c2, c3 = counter
     k0, k1 = key
     like = next((word for word in counter if not isinstance(word, int)), np.empty(0, np.uint64))
-    free = [spare(f"philox {n}", like, 2 * like.size).view(np.uint64) for n in range(6)]
+    whole = [spare(place, like, 4 * like.size).view(np.uint64) for place in ("first", "second", "third")]
+    free = [half for both in whole for half in np.split(both, 2)]
     for _ in range(rounds):
         upper0, lower0 = _product(c0, MULTIPLIERS[0], free)
         upper2, lower2 = _product(c2, MULTIPLIERS[1], free)
