@@ -53,7 +53,7 @@ class Code:
         """The bits of the depth of 1 as a float32."""
         return 127 + 22 + self.octaves << 23
 
-    @property
+    @functools.cached_property
     def smallest(self) -> np.float32:
         """The magnitude of the number 1."""
         smallest: np.float32 = self.magnitudes(np.ones(1, np.int32))[0]

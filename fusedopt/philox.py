@@ -76,12 +76,13 @@ def words(seed: int, step: int, number: int, first: int, count: int) -> Words:
         number: Of the parameter in its optimizer.
         first: The first element; a multiple of 4, since four neighbours share a counter.
     """
-    quads = np.arange(first // 4, -(-(first + count) // 4), dtype=np.uint64)
-    low, high = quads & np.uint64(MASK), quads >> np.uint64(32)
+    begin, end = first // 4, -(-(first + count) // 4)
+    quads = np.arange(begin, end, dtype=np.uint64)
     # Pieces start at multiples of 2^16 and are no longer: all their quads have the same upper word.
-    upper = int(high[0]) if count and high[0] == high[-1] else high
+    upper = begin >> 32 if begin >> 32 == (end - 1) >> 32 else quads >> np.uint64(32)
+    quads &= np.uint64(MASK)
     drawn: Words = spare("words", quads, 4 * quads.size).reshape(-1, 4)
-    for place, word in enumerate(philox((low, upper, step & MASK, number), (seed & MASK, seed >> 32))):
+    for place, word in enumerate(philox((quads, upper, step & MASK, number), (seed & MASK, seed >> 32))):
         drawn[:, place] = word
     return drawn.reshape(-1)[:count]
 
