@@ -9,7 +9,8 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 
-from fusedopt.rules.rule import Rule, State
+from fusedopt.rules.declaration import State
+from fusedopt.rules.rule import Rule
 
 BLOCK = 128  # elements of 8-bit states that share a scale: the tile of a warp, whose lanes find their maximum together
 SMALL = 4096  # of parameters with fewer elements, 8-bit states are kept in float32: most are biases and scales of norms

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 
 from fusedopt.conversion import check_kept, storage_keys
+from fusedopt.foreign_states import in_our_keys
 from fusedopt.rules.rule import Rule
 from fusedopt.scheduled import loaded_steps, rules_in_force
 from fusedopt.state_dict import checked_entry, checked_groups
 from fusedopt.storage import SCALE
 from fusedopt.stored_arrays import StoredArray
-from fusedopt.torch.conversion import converted_entry, received, sent, stored_beside
+from fusedopt.torch.conversion import converted_entry, stored_beside
 from fusedopt.torch.groups import checked_rule
 from fusedopt.torch.schedules import Followed
 from fusedopt.torch.slots import Counter
-from fusedopt.torch.storages import BESIDE, is_scale, like_scale, scale_shape, start_again
+from fusedopt.torch.storages import BESIDE, is_scale, like_scale, received, scale_shape, sent, start_again
 from fusedopt.torch.tensors import DTYPES, has_order, is_plain, local, memory_order, storable
 
 State = Mapping[torch.Tensor, Mapping[str, Any]]
@@ -52,10 +53,8 @@ def written(state: State, groups: Sequence[Mapping[str, Any]], counters: Mapping
 
 
 def sendable(entry: Any) -> Any:
-    """A parameter's state, with DTensors of types that processes can send to one another."""
-    if not isinstance(entry, Mapping):
-        return entry
-    return {key: sent(value) if isinstance(value, torch.Tensor) else value for key, value in entry.items()}
+    """A parameter's state, of types that processes can send to one another."""
+    return {key: sent(key, value) for key, value in entry.items()} if isinstance(entry, Mapping) else entry
 
 
 def _on_host(rows: Sequence[torch.Tensor]) -> list[list[float]]:
@@ -95,6 +94,7 @@ def load(
     """
     groups, scheduled = [some.group for some in followed], [some.schedules for some in followed]
     kept = [_kept_as(rule, group) for group in groups]
+    saved = in_our_keys(saved, kept, [group["params"] for group in groups])
     rules, extras, found = checked_groups(saved, groups, kept, scheduled, checked_rule, convert)
     params = [(p, rule) for group, rule in zip(groups, rules) for p in group["params"]]
     names = [name for group in groups for name in names_of(group)]
