@@ -333,7 +333,8 @@ def calls(rule, dtype="float32"):
         operands = [traced.body.statements[operand] for operand in statement.operands] or [statement]
         values = [uniform.get(operand.value, operand.value) for operand in operands]
         conditions.append(bool(statement.operation(*values) if statement.operands else values[0]))
-    planned = schedule(traced, tuple(conditions), converted=(dtype in ("float16", "bfloat16"),) * 3)
+    converted = (dtype in ("float16", "bfloat16"),) * (2 + len(traced.states))
+    planned = schedule(traced, tuple(conditions), converted)
     return [instruction.function.__name__.strip("_") for instruction in planned.instructions], len(planned.scratch)
 
 
