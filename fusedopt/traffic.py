@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import ml_dtypes  # noqa: F401  # makes "bfloat16" a name that NumPy knows
+import numpy as np
+
 from fusedopt.statements import INPUT
+from fusedopt.storage import BLOCK, Kept, Storage
 from fusedopt.tracing import Traced
 
 
@@ -38,6 +42,23 @@ def traffic(traced: Traced) -> Traffic:
     arrays = ("p", "g", *traced.states)
     read = {names[number] for number in needed if number in names}
     return Traffic((*summed(traced), *(a for a in arrays if a in read)), tuple(a for a in arrays if a in written))
+
+
+def bytes_moved(traced: Traced, storage: Storage) -> float:
+    """Of one step for each parameter, after the first, where arrays are kept so; a scale is shared by its block."""
+    moved, kept = traffic(traced), dict(zip(("p", "g", *traced.states), storage.streams))
+    loaded = (_bytes_of(kept[a]) - (_itemsize(kept[a].dtype) if kept[a].finer == "float32" else 0) for a in moved.read)
+    return sum(loaded) + sum(_bytes_of(kept[a]) for a in moved.written)
+
+
+def _bytes_of(kept: Kept) -> float:
+    """Of an element, in both of a stream's arrays."""
+    beside = _itemsize(kept.beside) if kept.beside else 0
+    return _itemsize(kept.dtype) + (beside / BLOCK if kept.codes else beside)
+
+
+def _itemsize(dtype: str) -> int:
+    return int(np.dtype(dtype).itemsize)
 
 
 def summed(traced: Traced) -> tuple[str, ...]:
