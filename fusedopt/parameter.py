@@ -60,7 +60,11 @@ class Parameter:
 
     @property
     def data(self) -> Any:
-        """The values: after an optimizer took the parameter, a view of its flat buffer. Write with `data[...] = x`."""
+        """The values: after an optimizer took the parameter, a view of its flat buffer. Write with `data[...] = x`.
+
+        Where the optimizer keeps masters, remainders or compensations, call its `reload_masters` after that: steps go on
+        from these.
+        """
         return self._data
 
     @data.setter
@@ -96,7 +100,8 @@ class Parameter:
             self.check_gradient(value)
             with on_device_of(self._data):
                 if self._grad is None or isinstance(self._grad, SparseGradient):
-                    self._grad = self._data.copy()  # an array even where the gradient is a NumPy scalar
+                    # An array even where the gradient is a NumPy scalar.
+                    self._grad = self._data.astype(self._grad_dtype)
                 self._grad[...] = value
         if self._presence is not None:
             self._presence.mark(self._index, value is not None)
@@ -170,6 +175,7 @@ class Parameter:
         return grad_dtype
 
     def _checked_grad_dtype(self, grad_dtype: Any) -> np.dtype[Any]:
+        dtype: np.dtype[Any]
         try:
             dtype = np.dtype(grad_dtype)
         except TypeError:
@@ -179,7 +185,7 @@ class Parameter:
             raise TypeError(
                 f"Parameter: grad_dtype of {self._data.dtype} data must be {' or '.join(taken)}, got {grad_dtype!r}."
             )
-        return dtype
+        return np.dtype(dtype)
 
     @property
     def size(self) -> int:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from fusedopt.rules.rule import Rule, State
+from fusedopt.rules.declaration import State
+from fusedopt.rules.rule import Rule
 
 BLOCK = 128  # elements of 8-bit states that share a scale: the tile of a warp, whose lanes find their maximum together
 SMALL = 4096  # of parameters with fewer elements, 8-bit states are kept in float32: most are biases and scales of norms
 HALVES = ("float16", "bfloat16")
 MASTER, SCALE = "master_param", "_scale"  # a state dict key, and the end of those of scales
+ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int16": 2, "int8": 1, "uint8": 1}  # bytes
 # What lies beside a parameter, by what makes it finer: its key in state dicts, and its dtype ("": the parameter's).
 BESIDE_PARAMETER = {
     "float32": (MASTER, "float32"),
@@ -47,6 +48,21 @@ class Kept:
         if self.codes:
             return "float32"
         return BESIDE_PARAMETER[self.finer][1] or self.dtype if self.finer else ""
+
+    @property
+    def beside_key(self) -> str:
+        """State dict key of what lies beside a parameter; "" where nothing does."""
+        return BESIDE_PARAMETER[self.finer][0] if self.finer else ""
+
+    @property
+    def bytes(self) -> float:
+        """Of an element: in the array, and its part of what lies beside."""
+        return ITEMSIZE[self.dtype] + (ITEMSIZE[self.beside] / (BLOCK if self.codes else 1) if self.beside else 0)
+
+    @property
+    def bytes_read(self) -> float:
+        """Of an element, by a step: where there is a master, it is all that is read."""
+        return ITEMSIZE["float32"] if self.finer == "float32" else self.bytes
 
     def is_plain(self, real: str) -> bool:
         """Whether the array holds values of the arithmetic's type and nothing else."""
@@ -88,6 +104,12 @@ class Storage:
     def beside(self) -> tuple[int, ...]:
         """The streams that have a second array, by their places in `streams`, in order."""
         return tuple(place for place, kept in enumerate(self.streams) if kept.beside)
+
+    @functools.cached_property
+    def units(self) -> tuple[int, ...]:
+        """Of each of a span's arrays, in order, the elements that share one of it: 1, or those of a block."""
+        scales = [BLOCK if self.streams[place].codes else 1 for place in self.beside]
+        return (*(1 for _ in self.streams), *scales)
 
     @functools.cached_property
     def draws(self) -> bool:
@@ -159,22 +181,13 @@ def kept_state(rule: Rule, state: State, parameter: str, size: int) -> Kept:
 
 def beside_keys(rule: Rule, storage: Storage) -> tuple[str, ...]:
     """State dict keys of the arrays in `Storage.beside`."""
-    names = [BESIDE_PARAMETER[storage.parameter.finer][0]] if storage.parameter.finer else []
+    names = [storage.parameter.beside_key] if storage.parameter.finer else []
     return (*names, *(f"{name}{SCALE}" for name, kept in zip(rule.kept_states, storage.states) if kept.codes))
 
 
 def keys_of(rule: Rule, storage: Storage) -> tuple[str, ...]:
     """State dict keys of all arrays that are kept beside a parameter and its gradient, in the order of a span's."""
     return (*rule.kept_states, *beside_keys(rule, storage))
-
-
-def dtype_of(rule: Rule, key: str, parameter: str, size: int) -> str:
-    """dtype name of what is kept under a key, of a parameter of this dtype and so many elements."""
-    for state in rule.all_states():
-        if key in (state.name, f"{state.name}{SCALE}"):
-            kept = kept_state(rule, state, parameter, size)
-            return kept.dtype if key == state.name else kept.beside
-    return kept_parameter(rule, parameter).beside
 
 
 def array_dtypes(storage: Storage) -> tuple[str, ...]:
@@ -221,21 +234,12 @@ def check_storage(rule: Rule, dtypes: Iterable[str], described: Sequence[str]) -
 
 def memory_of(storage: Storage, size: int) -> dict[str, int]:
     """Bytes of a parameter of so many elements by kind: parameters, gradients, masters, states and their scales."""
-    itemsizes: dict[str, Any] = {
-        "float64": 8,
-        "float32": 4,
-        "float16": 2,
-        "bfloat16": 2,
-        "int16": 2,
-        "int8": 1,
-        "uint8": 1,
-    }
     found = dict.fromkeys(("parameters", "gradients", "masters", "states", "scales"), 0)
-    found["parameters"] = size * itemsizes[storage.parameter.dtype]
-    found["gradients"] = size * itemsizes[storage.gradient.dtype]
+    found["parameters"] = size * ITEMSIZE[storage.parameter.dtype]
+    found["gradients"] = size * ITEMSIZE[storage.gradient.dtype]
     if storage.parameter.beside:
-        found["masters"] = size * itemsizes[storage.parameter.beside]
+        found["masters"] = size * ITEMSIZE[storage.parameter.beside]
     for kept in storage.states:
-        found["states"] += size * itemsizes[kept.dtype]
+        found["states"] += size * ITEMSIZE[kept.dtype]
         found["scales"] += 4 * blocks_of(size) if kept.codes else 0
     return found

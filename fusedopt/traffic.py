@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-import ml_dtypes  # noqa: F401  # makes "bfloat16" a name that NumPy knows
-import numpy as np
-
 from fusedopt.statements import INPUT
-from fusedopt.storage import BLOCK, Kept, Storage
+from fusedopt.storage import Storage
 from fusedopt.tracing import Traced
 
 
@@ -17,16 +14,21 @@ class Traffic:
     """Names of the arrays of a step: `p`, `g` and the states.
 
     Attributes:
+        arrays: All that there are, in the order of `Storage.streams`.
         read: Those that some result is made of; those that a stage reads before the update are there once more.
         written: Those that get another value. The gradient is none of them.
     """
 
+    arrays: tuple[str, ...]
     read: tuple[str, ...]
     written: tuple[str, ...]
 
-    def bytes(self, itemsize: int = 4) -> int:
-        """Moved for each parameter, where all arrays have elements of so many bytes."""
-        return itemsize * (len(self.read) + len(self.written))
+    def bytes(self, storage: Storage | None = None) -> float:
+        """Moved for each parameter, where arrays are kept so; without a storage, all in float32."""
+        if storage is None:
+            return 4 * (len(self.read) + len(self.written))
+        kept = dict(zip(self.arrays, storage.streams))
+        return sum(kept[name].bytes_read for name in self.read) + sum(kept[name].bytes for name in self.written)
 
 
 def traffic(traced: Traced) -> Traffic:
@@ -41,24 +43,8 @@ def traffic(traced: Traced) -> Traffic:
             needed |= set(statements[number].operands)
     arrays = ("p", "g", *traced.states)
     read = {names[number] for number in needed if number in names}
-    return Traffic((*summed(traced), *(a for a in arrays if a in read)), tuple(a for a in arrays if a in written))
-
-
-def bytes_moved(traced: Traced, storage: Storage) -> float:
-    """Of one step for each parameter, after the first, where arrays are kept so; a scale is shared by its block."""
-    moved, kept = traffic(traced), dict(zip(("p", "g", *traced.states), storage.streams))
-    loaded = (_bytes_of(kept[a]) - (_itemsize(kept[a].dtype) if kept[a].finer == "float32" else 0) for a in moved.read)
-    return sum(loaded) + sum(_bytes_of(kept[a]) for a in moved.written)
-
-
-def _bytes_of(kept: Kept) -> float:
-    """Of an element, in both of a stream's arrays."""
-    beside = _itemsize(kept.beside) if kept.beside else 0
-    return _itemsize(kept.dtype) + (beside / BLOCK if kept.codes else beside)
-
-
-def _itemsize(dtype: str) -> int:
-    return int(np.dtype(dtype).itemsize)
+    first, then = summed(traced), tuple(a for a in arrays if a in read)
+    return Traffic(arrays, (*first, *then), tuple(a for a in arrays if a in written))
 
 
 def summed(traced: Traced) -> tuple[str, ...]:

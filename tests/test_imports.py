@@ -16,11 +16,14 @@ PACKAGE = Path(fusedopt.__file__).parent
 # From the bottom up: a module imports from its own layer and from those below it.
 LAYERS = (
     ("version", "misspelling", "rules", "schedules"),
-    ("statements", "symbols", "tracing", "traffic", "layout", "parameter", "sparse_gradient", "plain"),
-    ("cuda_text", "compiler", "backends"),
+    (
+        *("statements", "symbols", "tracing", "traffic", "layout", "parameter", "sparse_gradient", "plain"),
+        *("philox", "rounding", "eight_bits", "storage", "stored_arrays", "storage_choices"),
+    ),
+    ("cuda_text", "compiler", "backends", "conversion", "kept_bytes"),
     (
         *("groups", "scheduled", "state_dict", "optimizer", "checkpoint", "single_step", "rule_functions", "clipping"),
-        "procedures",
+        *("foreign_states", "procedures", "kept_bytes"),
     ),
     ("optimizers", "functional", "__init__"),
     ("torch", "mindspore", "megengine", "testing", "stubs", "docs", "cli", "__main__"),

@@ -11,7 +11,7 @@ from fusedopt.cuda_text import Variant, rule_text
 from fusedopt.rules import Adam
 from fusedopt.storage import BLOCK, SMALL, array_dtypes, storage_of
 from fusedopt.tracing import trace
-from fusedopt.traffic import bytes_moved
+from fusedopt.traffic import traffic
 from machine_code import MachineCode, missing, read
 from test_machine_code import assert_lean
 
@@ -45,7 +45,7 @@ def compiled(variant: Variant) -> MachineCode:
 @each_row
 def test_the_equations_need_no_more_bytes_than_the_table_says(options, dtype, most, tiles):
     variant = variant_of(options, dtype)
-    assert most - 0.1 < bytes_moved(variant.traced, variant.storage) <= most
+    assert most - 0.1 < traffic(variant.traced).bytes(variant.storage) <= most
 
 
 @each_row
@@ -72,4 +72,4 @@ def test_the_kernel_moves_what_the_equations_need_by_one_access_an_array(options
     expected += Counter({"LDG.32": loads_of_scales, "STG.32": 2 * scales})
     assert found == expected
     moved = sum(loaded) + sum(elementwise) - sizes[1] + 2 * 4 * scales / BLOCK  # the gradient's store: where asked for
-    assert moved == bytes_moved(variant.traced, storage)
+    assert moved == traffic(variant.traced).bytes(storage)

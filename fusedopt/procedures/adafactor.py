@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from fusedopt.backends import Backend, Steps, module_of
+from fusedopt.kept_bytes import KeptBytes
 from fusedopt.layout import Arena, ArenaSpan
 from fusedopt.parameter import Parameter
 from fusedopt.procedures.procedure import Procedure, SpanPlan
@@ -119,6 +120,11 @@ def without_moments(saved: Any) -> Any:
     return {**saved, "state": state}
 
 
+def moment_bytes(shape: tuple[int, ...], itemsize: int) -> int:
+    """Of the second moments of a parameter of this shape, with elements of so many bytes."""
+    return itemsize * sum(map(math.prod, Adafactor.moment_shapes(shape).values()))
+
+
 def _moments_of(kept: dict[Parameter, Moments], arena: Arena, index: int) -> Moments:
     """The moments that are kept for a parameter; zeros at first."""
     parameter = arena.parameters[index]
@@ -188,6 +194,11 @@ class Factoring(Procedure):
         """For each parameter that has had a step: `step` (0-d float64) and its second moments, as live views."""
         return _State(list(self.arenas()), self._moments)
 
+    def memory(self) -> KeptBytes:
+        """Bytes that are kept once every parameter that requires a gradient has stepped, by kind."""
+        states = sum(moment_bytes(p.shape, p.dtype.itemsize) for p in self.parameters() if p.requires_grad)
+        return super().memory() + KeptBytes(states=states)
+
     def state_dict(self) -> dict[str, Any]:
         """A copy of state and hyperparameters: NumPy arrays on the host, in torch's structure."""
         saved = super().state_dict()
@@ -199,7 +210,9 @@ class Factoring(Procedure):
                 saved["state"][number] |= {name: hosts[parameter](moment) for name, moment in moments.items()}
         return saved
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(  # type: ignore[override]  # its state has one form: there is nothing to convert
+        self, state_dict: Mapping[str, Any]
+    ) -> None:
         """Take over a state dict of this library, or of torch with its tensors as NumPy arrays, checked and copied.
 
         Raises:

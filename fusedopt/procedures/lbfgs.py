@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fusedopt.backends import module_of
+from fusedopt.kept_bytes import KeptBytes
 from fusedopt.layout import device_of
 from fusedopt.optimizer import Optimizer
 from fusedopt.parameter import Parameter
@@ -122,6 +123,11 @@ class QuasiNewton(Optimizer):
         entry = self._history.entry(self._options.history_size)
         return {self._params[0]: entry} if entry and self._params else {}
 
+    def memory(self) -> KeptBytes:
+        """Bytes that are kept once the history has all its pairs, by kind."""
+        count, itemsize = sum(p.size for p in self._params), np.dtype(real_of(self._params)).itemsize
+        return super().memory() + KeptBytes(states=History.full_bytes(count, itemsize, self._options.history_size))
+
     def state_dict(self) -> dict[str, Any]:
         """A copy of history and hyperparameters: NumPy arrays on the host, in torch's structure."""
         saved = super().state_dict()
@@ -137,7 +143,9 @@ class QuasiNewton(Optimizer):
         host: Callable[[Any], Any] = next(self.arenas()).memory.host
         return host(value) if hasattr(value, "dtype") else value
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(  # type: ignore[override]  # its state has one form: there is nothing to convert
+        self, state_dict: Mapping[str, Any]
+    ) -> None:
         """Take over a state dict of this library, or of torch with its tensors as NumPy arrays, checked and copied.
 
         Raises:

@@ -79,7 +79,8 @@ def hyperparameter(
         "storage": storage,
         "by_state": by_state,
     }
-    return dataclasses.field(default=default, init=not fixed, kw_only=kw_only, metadata=metadata)
+    hashed = False if by_state else None  # a dict cannot be
+    return dataclasses.field(default=default, init=not fixed, kw_only=kw_only, hash=hashed, metadata=metadata)
 
 
 def _intervals(default: Any, text: str | tuple[str, ...]) -> Interval | tuple[Interval, ...] | None:
@@ -143,7 +144,7 @@ def checked(rule: str, field: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def _choice(what: str, choices: tuple[Any, ...], value: Any) -> Any:
-    if not any(value is choice or value == choice for choice in choices):
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise ValueError(f"{what} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
     return value
 

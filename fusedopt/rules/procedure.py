@@ -22,3 +22,10 @@ class Procedure(Rule):
     def options(cls) -> dict[str, dataclasses.Field[Any]]:
         """Its own hyperparameters by name, in the order of the signature."""
         return {name: field for name, field in super().options().items() if name not in Rule.__dataclass_fields__}
+
+    @classmethod
+    def unknown_option(cls, name: object) -> str:
+        if name in Rule.__dataclass_fields__:
+            kind = "optimizers whose step is one launch"
+            return f"{cls.__name__} has no option {name!r}, which is for {kind}; leave it out."
+        return super().unknown_option(name)

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from fusedopt.procedures.adafactor import checked_moments, entries_in, stepped, without_moments
+from fusedopt.kept_bytes import KeptBytes
+from fusedopt.procedures.adafactor import checked_moments, entries_in, moment_bytes, stepped, without_moments
 from fusedopt.rules.adafactor import Adafactor
 from fusedopt.torch.procedures.procedure import Procedure
 from fusedopt.torch.state_dict import checked_tensor, names_of
@@ -29,19 +30,24 @@ class Factoring(Procedure):
             _step_tensor(p, gradient, self.state[p], rule)
         self._schedules.count_step(self.param_groups)
 
+    def _kept_beside(self, p: torch.Tensor, rule: Any, gradient: int) -> KeptBytes:
+        itemsize = (p if p.grad is None else p.grad).element_size()
+        step = _step(0)
+        return KeptBytes(states=moment_bytes(tuple(p.shape), itemsize), counters=step.numel() * step.element_size())
+
     def _check_moments(self, what: str, p: torch.Tensor) -> None:
         """Raise ValueError or KeyError where there is a state that is not one of the parameter's shape."""
         if entry := self.state.get(p):
             checked_moments(entry, tuple(p.shape), f"the state of {what}", lambda what, value: value)
 
-    def _load(self, state_dict: dict[str, Any]) -> list[int]:
+    def _load(self, state_dict: dict[str, Any], convert: bool) -> list[int]:
         params = list(chain.from_iterable(group["params"] for group in self.param_groups))
         names = dict(zip(params, chain.from_iterable(map(names_of, self.param_groups))))
         loaded = {
             p: checked_moments(entry, tuple(p.shape), f"the state of {names[p]}", partial(_copied, p))
             for p, entry in entries_in(state_dict, params)
         }
-        steps = super()._load(without_moments(state_dict))
+        steps = super()._load(without_moments(state_dict), convert)
         for p, moments in loaded.items():
             self.state[p] = {"step": _step(number_of(self.state[p]["step"])), **moments}
         return steps
