@@ -94,21 +94,27 @@ class Group(dict[str, Any]):
                 raise KeyError(self.rule.unknown_option(key))
             if key in self.refused and new[key] != getattr(self.rule, key):
                 raise KeyError(self.refused[key])
-            if key in known and known[key].metadata["storage"] and new[key] != getattr(self.rule, key):
-                raise ValueError(
-                    f"{type(self.rule).__name__}: {key} says how the arrays are kept that are there; make a new "
-                    f"optimizer with {key}={new[key]!r}, and load this one's state dict into it."
-                )
         steps = checked_step(new.pop(STEP)) if STEP in new else self.steps
         given = {key: value for key, value in new.items() if key in known}
         schedules = schedules_in(type(self.rule), given)
         rule = scheduled_rule(self.rule, schedules, steps, given) if schedules else changed_rule(self.rule, given)
+        self._check_storage(rule)
         self.rule = rule
         super().update({key: getattr(rule, key) if key in known else value for key, value in new.items()})
         self._changes.hyperparameters += 1
         if schedules or self._schedules:
             self._install({name: it for name, it in self._schedules.items() if name not in given} | schedules)
             self.count_from(steps)
+
+    def _check_storage(self, rule: Rule) -> None:
+        """Raise ValueError where a rule keeps its arrays in another way than those that are there."""
+        for name in rule.storage_options():
+            if getattr(rule, name) != getattr(self.rule, name):
+                raise ValueError(
+                    f"{type(rule).__name__}: {name} says how the arrays are kept that are there; make a new optimizer "
+                    f"with {name}={getattr(rule, name)!r}, and give it this one's state dict: "
+                    f"load_state_dict(state, convert=True)."
+                )
 
     def adopt(self, rule: Rule, extras: Mapping[str, Any], steps: int) -> None:
         """Take over loaded hyperparameters, the keys that other libraries' state dicts have beside them, and the count

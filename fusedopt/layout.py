@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from fusedopt.eight_bits import encoded_constant
 from fusedopt.rounding import widen
-from fusedopt.storage import MASTER, SCALE, Storage, blocks_of, dtype_of, kept_state, keys_of, storage_of
+from fusedopt.storage import MASTER, Storage, blocks_of, keys_of, storage_of
+from fusedopt.stored_arrays import StoredArray, stored_arrays
 
 if TYPE_CHECKING:
     from fusedopt.parameter import Parameter
@@ -212,15 +212,31 @@ class Arena:
         self._block_offsets, self._blocks = offsets_of([blocks_of(size) for size in self.sizes], 4)
         self.data, self.gradients = memory.zeros(length, self.dtype), memory.zeros(length, self.grad_dtype)
         self.states: dict[str, Any] = {}
+        self._rule: Rule | None = None  # that `storage` and `stored` were asked of last
         self.initial = np.array([0.0, *group.rule.scalar_state.values(), 0.0])
         self.counters = memory.asarray(np.tile(self.initial, (len(parameters), 1)))
         self.presence = Presence(len(parameters), changes)
         self.cohorts = np.full(len(parameters), NO_HISTORY, np.int64)
 
+    def _follow_rule(self) -> None:
+        """Find out how things are kept with the group's rule as it is now."""
+        rule, dtype, size = self.group.rule, self.dtype.name, max(self.sizes)
+        if rule is not self._rule:
+            self._storage = storage_of(rule, dtype, self.grad_dtype.name, size)
+            self._stored = stored_arrays(rule, dtype, size)
+            self._rule = rule
+
     @property
     def storage(self) -> Storage:
         """How the arrays of each of its parameters are kept."""
-        return storage_of(self.group.rule, self.dtype.name, self.grad_dtype.name, max(self.sizes))
+        self._follow_rule()
+        return self._storage
+
+    @property
+    def stored(self) -> dict[str, StoredArray]:
+        """What may lie beside parameters and gradients, by state dict key."""
+        self._follow_rule()
+        return self._stored
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -244,49 +260,45 @@ class Arena:
             buffer: A copy of the flat array that is kept, to take the part of.
         """
         buffer = self.states[key] if buffer is None else buffer
-        if not self._in_blocks(key):
+        if not self.stored[key].scales:
             return self.view(buffer, index)
         start = self._block_offsets[index]
         return buffer[start : start + blocks_of(self.sizes[index])]
 
-    def _in_blocks(self, key: str) -> bool:
-        return key.endswith(SCALE) and key.removesuffix(SCALE) in {state.name for state in self.group.rule.all_states()}
+    def length(self, key: str) -> int:
+        """Elements of the flat buffer of what is kept under a key."""
+        return self._blocks if self.stored[key].scales else len(self.data)
 
     def state(self, key: str) -> Any:
         """The flat buffer of what is kept under a key; when it is new, full of what it starts from."""
         if key not in self.states:
-            dtype = np.dtype(dtype_of(self.group.rule, key, self.dtype.name, max(self.sizes)))
-            length = self._blocks if self._in_blocks(key) else len(self.data)
-            self.states[key] = self.memory.zeros(length, dtype)
-            initial = self._initial(key)
-            if initial != 0:
+            stored = self.stored[key]
+            self.states[key] = self.memory.zeros(self.length(key), np.dtype(stored.dtype))
+            if stored.initial != 0:
                 with self.memory.here():
-                    self.states[key].fill(initial)
+                    self.states[key].fill(stored.initial)
         return self.states[key]
 
     def begin(self, new: np.ndarray[Any, Any]) -> None:
         """Start what is kept of parameters without history from what the rule says now, and masters from them."""
         starting = np.flatnonzero(new & (self.cohorts == NO_HISTORY)).tolist()
-        changing = {state.name for state in self.group.rule.all_states() if state.initial != 0}
-        changing |= {f"{name}{SCALE}" for name in changing}  # buffers are full of what it was when they were made
+        # Buffers are full of what these were when they were made.
+        changing = [key for key in self.states if self.stored[key].varies]
         with self.memory.here():
-            for key in [key for key in self.states if key in changing]:
-                for index in starting:
-                    self.part(key, index)[...] = self._initial(key)
-            if MASTER in self.keys:
-                master = self.state(MASTER)
-                for index in starting:
-                    widen(self.view(self.data, index), self.view(master, index))
+            for index in starting:
+                for key in changing:
+                    self.part(key, index)[...] = self.stored[key].initial
+            self.begin_masters(starting)
 
-    def _initial(self, key: str) -> float:
-        """What each element of a buffer is at first."""
-        rule = self.group.rule
-        for state in rule.all_states():
-            if key in (state.name, f"{state.name}{SCALE}"):
-                kept = kept_state(rule, state, self.dtype.name, max(self.sizes))
-                value = rule.initial(state)
-                return encoded_constant(value, kept)[key != state.name] if kept.codes else value
-        return 0.0
+    def begin_masters(self, indices: Sequence[int]) -> None:
+        """Start what keeps these parameters finer from what they are now."""
+        key = self.storage.parameter.beside_key
+        for index in indices if key else ():
+            part = self.part(key, index, self.state(key))
+            if key == MASTER:
+                widen(self.view(self.data, index), part)
+            else:
+                part[...] = 0
 
     def part_cohorts(self, stepping: np.ndarray[Any, Any]) -> None:
         """Number the cohorts of those that step afresh: from here on, the others of a cohort have another history."""

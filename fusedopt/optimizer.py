@@ -13,7 +13,7 @@ import numpy as np
 from fusedopt import state_dict as _state_dict
 from fusedopt.backends import Backend, Steps, backend_of
 from fusedopt.groups import Group, check_norm, groups_of, of_group, scheduled_rule
-from fusedopt.layout import Arena, ArenaSpan, Changes, device_of, spans_of
+from fusedopt.layout import NO_HISTORY, Arena, ArenaSpan, Changes, device_of, spans_of
 from fusedopt.parameter import Parameter, check_takes_rows
 from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.scheduled import count_taken, follow
@@ -384,6 +384,17 @@ class Optimizer:
         self._forget_plans()
         return self
 
+    def reload_masters(self: Self) -> Self:
+        """Start masters again from the parameters as they are, and what else keeps them finer from nothing.
+
+        For those who write into parameters that have masters, remainders or compensations: a step goes on from these
+        (from a float32 master alone), so that what was written would be lost, or be off by what was kept.
+        """
+        for arena in self.arenas():
+            with arena.memory.here():
+                arena.begin_masters(np.flatnonzero(arena.cohorts != NO_HISTORY).tolist())
+        return self
+
     def state_dict(self) -> dict[str, Any]:
         """A copy of state and hyperparameters: NumPy arrays on the host, in torch's and MegEngine's structure.
 
@@ -393,19 +404,26 @@ class Optimizer:
         """
         return _state_dict.state_dict(self._groups, self._arenas)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
         """Take over a state dict of this library, of torch (its tensors as NumPy arrays) or of MegEngine.
 
         Everything is checked before anything changes, and copied. Hyperparameters are taken over too; one that is
         missing keeps its value, with a warning; one that follows a schedule here goes on to follow it, from the step
-        that was saved. Unknown keys are kept and written back.
+        that was saved. Unknown keys are kept and written back. How arrays are kept (`master_weights`, `state_dtype` and
+        so on) stays as it is here; masters and remainders that are missing start from the parameters.
+
+        Args:
+            convert: Whether state that was kept in another way is converted to ours, rounded to the nearest; else it is
+                an error. A master that was saved is the truth then, which its parameter becomes the rounding of; what
+                was saved beside parameters is taken together with their values, so load these first.
 
         Raises:
-            ValueError: Counts of groups or parameters, shapes, or a value of a hyperparameter or step do not fit.
-            TypeError: A state array has another dtype than its parameter.
+            ValueError: Counts of groups or parameters, shapes, or a value of a hyperparameter or step do not fit; or
+                the state was kept in another way.
+            TypeError: A state array has another dtype than ours.
             KeyError: A state array is missing.
         """
-        _state_dict.load_state_dict(state_dict, self._groups, self._arenas)
+        _state_dict.load_state_dict(state_dict, self._groups, self._arenas, convert)
         self._forget_plans()
 
     def __getstate__(self) -> dict[str, Any]:

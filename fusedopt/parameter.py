@@ -96,7 +96,8 @@ class Parameter:
             self.check_gradient(value)
             with on_device_of(self._data):
                 if self._grad is None or isinstance(self._grad, SparseGradient):
-                    self._grad = self._data.copy()  # an array even where the gradient is a NumPy scalar
+                    # An array even where the gradient is a NumPy scalar.
+                    self._grad = self._data.astype(self._grad_dtype)
                 self._grad[...] = value
         if self._presence is not None:
             self._presence.mark(self._index, value is not None)
@@ -170,6 +171,7 @@ class Parameter:
         return grad_dtype
 
     def _checked_grad_dtype(self, grad_dtype: Any) -> np.dtype[Any]:
+        dtype: np.dtype[Any]
         try:
             dtype = np.dtype(grad_dtype)
         except TypeError:

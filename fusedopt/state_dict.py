@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from fusedopt.conversion import CONVERT, check_kept, converted, shape_of, storage_keys
 from fusedopt.groups import Group, changed_rule
 from fusedopt.layout import NO_HISTORY, Arena
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
 from fusedopt.scheduled import loaded_steps, rules_in_force
 from fusedopt.schedules.options import Function
+from fusedopt.storage import SCALE
+from fusedopt.stored_arrays import StoredArray
 
 Array = np.ndarray[Any, Any]
 
@@ -48,7 +51,7 @@ def _views(arena: Arena, index: int, counters: Any, states: Mapping[str, Any]) -
     named = {rule.counter_key: 0} if rule.counter_key is not None else {}
     named |= {name: 1 + i for i, name in enumerate(rule.scalar_state)}
     scalars = {name: counters[index, column : column + 1].reshape(()) for name, column in named.items()}
-    return scalars | {key: arena.part(key, index, buffer) for key, buffer in states.items()}
+    return scalars | {key: arena.part(key, index, states[key]) for key in arena.stored if key in states}
 
 
 def make_buffers(arena: Arena) -> None:
@@ -91,29 +94,25 @@ def state_dict(groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]) -> di
     return {"state": dict(sorted(state.items())), "param_groups": saved}
 
 
-def load_state_dict(saved: Mapping[str, Any], groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]) -> None:
+def load_state_dict(
+    saved: Mapping[str, Any], groups: Sequence[Group], arenas: Sequence[Sequence[Arena]], convert: bool = False
+) -> None:
     """Check all of a state dict, then copy it into the buffers that are there."""
     scheduled = [group.schedules for group in groups]
-    rules, extras, found = checked_groups(saved, groups, [group.rule for group in groups], scheduled)
+    rules, extras, found = checked_groups(saved, groups, [group.rule for group in groups], scheduled, convert=convert)
     entries = {id(p): entry for p, entry in zip((p for group in groups for p in group["params"]), found)}
-    checked = [
-        (
-            arena,
-            rule,
-            [checked_entry(entries[id(p)], rule, p.described, partial(_array, parameter=p)) for p in arena.parameters],
-        )
+    loads = [
+        _Load(arena, rule, [entries[id(p)] for p in arena.parameters], convert)
         for rule, of_group in zip(rules, arenas)
         for arena in of_group
     ]
-    loaded_by_group = [
-        [entry for arena, _, some in checked if arena.group is group for entry in some] for group in groups
-    ]
-    steps = loaded_steps(extras, rules, scheduled, loaded_by_group)
+    by_group = [[entry for load in loads if load.arena.group is group for entry in load.entries] for group in groups]
+    steps = loaded_steps(extras, rules, scheduled, by_group)
     rules = rules_in_force(rules, scheduled, steps)
     for group, rule, extra, count in zip(groups, rules, extras, steps):
         group.adopt(rule, extra, count)
-    for arena, rule, loaded in checked:
-        _fill(arena, rule, loaded)
+    for load in loads:
+        load.fill()
 
 
 def _numbers(groups: Sequence[Group]) -> dict[int, int]:
@@ -126,6 +125,7 @@ def checked_groups(
     ours: Sequence[Rule],
     scheduled: Sequence[Mapping[str, Function]],
     changed: Callable[[Rule, Mapping[str, Any]], Rule] = changed_rule,
+    convert: bool = False,
 ) -> tuple[list[Rule], list[dict[str, Any]], list[Any]]:
     """The rules with the saved hyperparameters, the keys beside them, and the saved state of each parameter in order.
 
@@ -134,6 +134,7 @@ def checked_groups(
         groups, ours: The optimizer's param groups, and the rule of each.
         scheduled: The schedules of each, which are kept: the numbers that were saved in their place are not taken.
         changed: Gives a rule other options, and refuses wrong ones.
+        convert: Whether state that was kept in another way is to be converted.
     """
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):
         keys = ", ".join(map(repr, saved)) if isinstance(saved, Mapping) else type(saved).__name__
@@ -161,7 +162,10 @@ def checked_groups(
                 f"param group {number} of the state dict has {len(entry['params'])} parameters and the optimizer's has "
                 f"{len(group['params'])}; they must be the same parameters in the same order."
             )
-        options = {key: field for key, field in own.options().items() if key not in kept_schedules}
+        if not convert:
+            _check_storage_options(number, own, entry)
+        ours_alone = {*kept_schedules, *own.storage_options()}
+        options = {key: field for key, field in own.options().items() if key not in ours_alone}
         given = {key: value for key, value in entry.items() if key in options and options[key].init}
         missing = [
             key for key, field in options.items() if field.init and key not in given and not field.metadata["common"]
@@ -176,12 +180,22 @@ def checked_groups(
         extras.append({k: copy.deepcopy(v) for k, v in entry.items() if k not in own.options() and k != "params"})
         ids.extend(entry["params"])
         shared = None if own.counter_key is None else extras[-1].pop(own.counter_key, None)
-        steps.extend([shared] * len(entry["params"]))
+        steps.extend([(own.counter_key, shared)] * len(entry["params"]))
     stray = set(saved["state"]) - set(ids)
     if stray:
         warnings.warn(f"state of {sorted(map(str, stray))} belongs to no param group and is left out.", stacklevel=4)
     entries = [saved["state"].get(number, {}) for number in ids]
-    return rules, extras, [_with_step(entry, step, ours[0].counter_key) for entry, step in zip(entries, steps)]
+    return rules, extras, [_with_step(entry, step, key) for entry, (key, step) in zip(entries, steps)]
+
+
+def _check_storage_options(number: int, own: Rule, entry: Mapping[str, Any]) -> None:
+    """Raise ValueError where a param group was saved with other storages than ours, which its arrays may not tell."""
+    for name in ("master_weights", "kahan", "stochastic_rounding"):
+        if name in entry and entry[name] != getattr(own, name):
+            raise ValueError(
+                f"param group {number} of the state dict was saved with {name}={entry[name]!r} and this optimizer has "
+                f"{name}={getattr(own, name)!r}; build it with the former, or convert the state: {CONVERT}."
+            )
 
 
 def _with_step(entry: Any, step: Any, key: str | None) -> Any:
@@ -191,7 +205,7 @@ def _with_step(entry: Any, step: Any, key: str | None) -> Any:
 
 
 def checked_entry(
-    entry: Mapping[str, Any], rule: Rule, described: str, array: Callable[[str, Any], Any]
+    entry: Mapping[str, Any], rule: Rule, described: str, array: Callable[[str, str, Any], Any]
 ) -> dict[str, Any] | None:
     """A parameter's numbers under their names and its arrays, or None where it has no state.
 
@@ -199,7 +213,7 @@ def checked_entry(
         entry: What a state dict has for the parameter.
         rule: The rule that it is for.
         described: The parameter, as error messages name it.
-        array: (what it is, value) -> the value, or an error where it is no state array of the parameter.
+        array: (what it is, its key, value) -> the value, or an error where it is no state array of the parameter.
     """
     if not isinstance(entry, Mapping):
         raise TypeError(f"the state of {described} must be a dict, got {type(entry).__name__}.")
@@ -209,16 +223,21 @@ def checked_entry(
     what, states = f"the state of {described}", [state.name for state in rule.all_states()]
     scalars = [*([rule.counter_key] if rule.counter_key is not None else []), *rule.scalar_state]
     for key in entry:
-        if key not in states and key not in scalars:
+        if key not in states and key not in scalars and key not in storage_keys(rule):
             names = ", ".join([*scalars, *states]) or "no state"
             raise ValueError(f"{what} has {key!r}; {type(rule).__name__} keeps {names}.")
+    for name in states:  # two arrays, or one
+        scale = f"{name}{SCALE}"
+        if str(getattr(entry.get(name), "dtype", "")).endswith("uint8") != (scale in entry):
+            has, lacks = (scale, name) if scale in entry else (name, scale)
+            raise KeyError(f"{what} has {has!r} and lacks {lacks!r}: codes of 8 bits are read with their scales.")
     # A flag's state may be missing: the flag was turned on after the last step, and its state starts then.
     for key in [*scalars, *(state.name for state in rule.all_states() if state.when is None)]:
         if key not in entry:
             raise KeyError(f"{what} lacks {key!r}; it has {', '.join(map(repr, entry))}.")
     return {
         key: _number(f"{what}: {key}", value, whole=key == rule.counter_key) if key in scalars
-        else array(f"{what}: {key}", value)
+        else array(f"{what}: {key}", key, value)
         for key, value in entry.items()
     }  # fmt: skip
 
@@ -237,21 +256,36 @@ def _number(what: str, value: Any, whole: bool) -> float:
     return number
 
 
-def _array(what: str, value: Any, parameter: Parameter) -> Any:
-    if hasattr(value, "dtype") and tuple(value.shape) != parameter.shape:
-        raise ValueError(f"{what} has shape {tuple(value.shape)} and the parameter {parameter.shape}.")
-    return checked_array(what, value, parameter.dtype)
+def _array(what: str, key: str, value: Any, parameter: Parameter, rule: Rule, stored: Mapping[str, StoredArray]) -> Any:
+    """A saved array, where it is what is stored under the key."""
+    _check_shape(what, key, value, parameter, rule)
+    check_array(what, value)
+    check_kept(what, key, value.dtype.name, stored)
+    return value
+
+
+def _check_shape(what: str, key: str, value: Any, parameter: Parameter, rule: Rule) -> None:
+    """Raise ValueError where what is saved under a key has a shape that it cannot have."""
+    right = shape_of(rule, key, parameter.shape, parameter.size)
+    if hasattr(value, "dtype") and tuple(value.shape) != right:
+        whole = "the parameter" if right == parameter.shape else f"{parameter.size} elements need"
+        raise ValueError(f"{what} has shape {tuple(value.shape)} and {whole} {right}.")
+
+
+def check_array(what: str, value: Any) -> None:
+    """Raise TypeError where a value is no array of NumPy or CuPy."""
+    if not hasattr(value, "shape") or not isinstance(getattr(value, "dtype", None), np.dtype):
+        kind = type(value).__name__
+        raise TypeError(f"{what} must be a NumPy array, got {kind}; convert it, as with tensor.numpy().")
 
 
 def checked_array(what: str, value: Any, dtype: np.dtype[Any]) -> Any:
-    """The value, where it is an array of the parameter's dtype.
+    """The value, where it is an array of this dtype.
 
     Raises:
         TypeError: It is something else.
     """
-    if not hasattr(value, "shape") or not isinstance(getattr(value, "dtype", None), np.dtype):
-        kind = type(value).__name__
-        raise TypeError(f"{what} must be a NumPy array, got {kind}; convert it, as with tensor.numpy().")
+    check_array(what, value)
     if value.dtype != dtype:
         raise TypeError(
             f"{what} has dtype {value.dtype} and the parameter {dtype}; nothing is cast silently: convert it with "
@@ -260,25 +294,72 @@ def checked_array(what: str, value: Any, dtype: np.dtype[Any]) -> Any:
     return value
 
 
-def _fill(arena: Arena, rule: Rule, loaded: Sequence[Mapping[str, Any] | None]) -> None:
-    """Write counters and states; buffers stay where they are, since tables and captured graphs point at them."""
-    counters = np.tile(arena.initial, (len(loaded), 1))
-    histories: list[object] = []
-    for index, entry in enumerate(loaded):
-        if entry is not None:
-            counters[index, 0] = 1.0 if rule.counter_key is None else entry[rule.counter_key]
-            for column, name in enumerate(rule.scalar_state, 1):
-                counters[index, column] = entry[name]
-        histories.append(None if entry is None else counters[index].tobytes())
-    with arena.memory.here():
-        arena.counters[...] = arena.memory.asarray(counters)
-    arena.join_cohorts(histories)
-    names = {name for entry in loaded if entry for name in entry} | set(arena.states)
-    for state in (state for state in rule.all_states() if state.name in names):
-        name, host = state.name, np.full(len(arena.data), rule.initial(state), arena.dtype)
-        for index, entry in enumerate(loaded):
-            if entry is not None and name in entry:
-                value = entry[name]
-                arena.view(host, index)[...] = value.get() if hasattr(value, "get") else value
+def _on_host(value: Any) -> Any:
+    return value.get() if hasattr(value, "get") else value
+
+
+class _Load:
+    """What a state dict has for an arena: checked when it is made, and nothing changed; then filled in.
+
+    Attributes:
+        entries: Of each parameter, its numbers and arrays by key; None where it has no state.
+    """
+
+    def __init__(self, arena: Arena, rule: Rule, found: Sequence[Any], convert: bool) -> None:
+        self.arena, self._rule = arena, rule
+        self._moved: dict[int, Array] = {}  # values that parameters have after a conversion, by index
+        self.entries: list[dict[str, Any] | None] = []
+        for index, (parameter, entry) in enumerate(zip(arena.parameters, found)):
+            if convert:
+                entry = self._converted(index, parameter, entry)
+            array = partial(_array, parameter=parameter, rule=rule, stored=arena.stored)
+            self.entries.append(checked_entry(entry, rule, parameter.described, array))
+
+    def _converted(self, index: int, parameter: Parameter, entry: Any) -> Any:
+        """A parameter's saved state as the arena keeps it."""
+        rule = self._rule
+        keys = {*storage_keys(rule), *(state.name for state in rule.all_states())}
+        if not isinstance(entry, Mapping) or not entry:
+            return entry
+        what, entry = f"the state of {parameter.described}", {k: v for k, v in entry.items() if v is not None}
+        for key in keys & entry.keys():
+            _check_shape(f"{what}: {key}", key, entry[key], parameter, rule)
+            check_array(f"{what}: {key}", entry[key])
+            entry[key] = _on_host(entry[key])
+        found, moved = converted(what, entry, rule, self.arena.memory.host(parameter.data))
+        if moved is not None:
+            self._moved[index] = moved
+        return found
+
+    def fill(self) -> None:
+        """Write counters and states; buffers stay where they are, since tables and captured graphs point at them."""
+        arena, rule = self.arena, self._rule
+        counters = np.tile(arena.initial, (len(self.entries), 1))
+        histories: list[object] = []
+        for index, entry in enumerate(self.entries):
+            if entry is not None:
+                counters[index, 0] = 1.0 if rule.counter_key is None else entry[rule.counter_key]
+                for column, name in enumerate(rule.scalar_state, 1):
+                    counters[index, column] = entry[name]
+            histories.append(None if entry is None else counters[index].tobytes())
         with arena.memory.here():
-            arena.state(name)[...] = arena.memory.asarray(host)
+            arena.counters[...] = arena.memory.asarray(counters)
+            for index, values in self._moved.items():
+                arena.view(arena.data, index)[...] = arena.memory.asarray(values)
+        arena.join_cohorts(histories)
+        self._fill_arrays()
+
+    def _fill_arrays(self) -> None:
+        arena = self.arena
+        loaded = {key for entry in self.entries if entry for key in entry} & arena.stored.keys()
+        for key in sorted(loaded | set(arena.states)):
+            host = np.full(arena.length(key), arena.stored[key].initial, arena.stored[key].dtype)
+            for index, entry in enumerate(self.entries):
+                if entry is not None and key in entry:
+                    arena.part(key, index, host)[...] = _on_host(entry[key])
+            with arena.memory.here():
+                arena.state(key)[...] = arena.memory.asarray(host)
+        begun = arena.storage.parameter.beside_key
+        lacking = [index for index, entry in enumerate(self.entries) if entry is not None and begun not in entry]
+        with arena.memory.here():
+            arena.begin_masters(lacking)

@@ -48,6 +48,11 @@ class Kept:
             return "float32"
         return BESIDE_PARAMETER[self.finer][1] or self.dtype if self.finer else ""
 
+    @property
+    def beside_key(self) -> str:
+        """State dict key of what lies beside a parameter; "" where nothing does."""
+        return BESIDE_PARAMETER[self.finer][0] if self.finer else ""
+
     def is_plain(self, real: str) -> bool:
         """Whether the array holds values of the arithmetic's type and nothing else."""
         return self.dtype == real and not self.finer
@@ -159,22 +164,13 @@ def kept_state(rule: Rule, state: State, parameter: str, size: int) -> Kept:
 
 def beside_keys(rule: Rule, storage: Storage) -> tuple[str, ...]:
     """State dict keys of the arrays in `Storage.beside`."""
-    names = [BESIDE_PARAMETER[storage.parameter.finer][0]] if storage.parameter.finer else []
+    names = [storage.parameter.beside_key] if storage.parameter.finer else []
     return (*names, *(f"{name}{SCALE}" for name, kept in zip(rule.kept_states, storage.states) if kept.codes))
 
 
 def keys_of(rule: Rule, storage: Storage) -> tuple[str, ...]:
     """State dict keys of all arrays that are kept beside a parameter and its gradient, in the order of a span's."""
     return (*rule.kept_states, *beside_keys(rule, storage))
-
-
-def dtype_of(rule: Rule, key: str, parameter: str, size: int) -> str:
-    """dtype name of what is kept under a key, of a parameter of this dtype and so many elements."""
-    for state in rule.all_states():
-        if key in (state.name, f"{state.name}{SCALE}"):
-            kept = kept_state(rule, state, parameter, size)
-            return kept.dtype if key == state.name else kept.beside
-    return kept_parameter(rule, parameter).beside
 
 
 def array_dtypes(storage: Storage) -> tuple[str, ...]:

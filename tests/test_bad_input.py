@@ -264,6 +264,10 @@ def wrong_hyperparameters() -> Iterator[Any]:
                 for value in (1, None, "yes", 0.0) if field.init else (False, None, "yes"):
                     yield case, name, value, TypeError, f"{case.name}: {name} is a flag, True or False, got {value!r}"
                 continue
+            if field.metadata["choices"]:
+                for value in ("float8", True, ["split"], np.ones(2)):
+                    yield case, name, value, ValueError, f"{case.name}: {name} must be one of "
+                continue
             ranges = field.metadata["interval"]
             for place, interval in enumerate(ranges if tuples else (ranges,)):
                 for number in outside(interval.text):

@@ -16,7 +16,10 @@ PACKAGE = Path(fusedopt.__file__).parent
 # From the bottom up: a module imports from its own layer and from those below it.
 LAYERS = (
     ("version", "misspelling", "rules", "schedules"),
-    ("statements", "symbols", "tracing", "traffic", "layout", "parameter", "sparse_gradient", "plain"),
+    (
+        *("statements", "symbols", "tracing", "traffic", "layout", "parameter", "sparse_gradient", "plain"),
+        *("philox", "rounding", "eight_bits", "storage", "stored_arrays"),
+    ),
     ("cuda_text", "compiler", "backends"),
     (
         *("groups", "scheduled", "state_dict", "optimizer", "checkpoint", "single_step", "rule_functions", "clipping"),

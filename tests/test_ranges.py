@@ -102,7 +102,12 @@ RANGES = {
     },
     "SparseAdam": SPARSE,
     "LazyAdam": SPARSE | {"weight_decay": DECAY},
-    "of every rule": {"loss_scale": (1.0, "(0, inf)"), "clip_value": (0.0, "[0, inf)"), "clip_norm": (0.0, "[0, inf)")},
+    "of every rule": {
+        "loss_scale": (1.0, "(0, inf)"),
+        "clip_value": (0.0, "[0, inf)"),
+        "clip_norm": (0.0, "[0, inf)"),
+        "seed": (0, "[0, 9007199254740992)"),
+    },
 }
 KINDS = {
     name: kind

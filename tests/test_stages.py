@@ -1,5 +1,7 @@
 """Launches before the update: what they sum, in which order, and what an update makes of it, on every device."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from devices import DEVICES, NUMBA
 from fusedopt import rules
 from fusedopt.backends import jobs, sums
 from fusedopt.layout import SEGMENT
+from fusedopt.storage import plain
 from fusedopt.tracing import trace
 
 every_device = pytest.mark.parametrize("device", [*DEVICES, NUMBA], indirect=True)
@@ -338,6 +341,7 @@ def test_mistakes_in_ones_own_are_named(methods, message):
 
 def test_a_job_spreads_means_over_the_elements_of_their_rows():
     job = object.__new__(jobs.Job)
+    job.kind = mock.Mock(storage=plain("float32", "float32", ()))
     job.memory, job.row, job.rows = [np.arange(12)], 4, [np.array([1.0, 2.0, 3.0])]
     traced = trace(rules.SGD(grad_centralization=True))
     for first in range(12):

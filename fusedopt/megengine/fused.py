@@ -110,7 +110,7 @@ class Fused(fusedopt.optimizer.Optimizer):
         ]
         return {"param_groups": groups, "state": state}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # type: ignore[override]  # MegEngine has no storages
         """Take over a state dict of MegEngine's form; all is checked before anything changes.
 
         Raises:

@@ -69,9 +69,9 @@ class LARS:
         self.optimizer.add_param_group(param_group)
         self._take_over(self.optimizer.param_groups[-1:])
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
         """As the other optimizer does; weight decays and loss scales stay those that were taken over."""
-        self.optimizer.load_state_dict(state_dict)
+        self.optimizer.load_state_dict(state_dict, convert=convert)
         for group in self.optimizer.param_groups:
             group.update(weight_decay=0.0, loss_scale=1.0)
 

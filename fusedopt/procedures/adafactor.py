@@ -199,7 +199,9 @@ class Factoring(Procedure):
                 saved["state"][number] |= {name: hosts[parameter](moment) for name, moment in moments.items()}
         return saved
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(  # type: ignore[override]  # its state has one form: there is nothing to convert
+        self, state_dict: Mapping[str, Any]
+    ) -> None:
         """Take over a state dict of this library, or of torch with its tensors as NumPy arrays, checked and copied.
 
         Raises:

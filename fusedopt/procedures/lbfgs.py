@@ -137,7 +137,9 @@ class QuasiNewton(Optimizer):
         host: Callable[[Any], Any] = next(self.arenas()).memory.host
         return host(value) if hasattr(value, "dtype") else value
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(  # type: ignore[override]  # its state has one form: there is nothing to convert
+        self, state_dict: Mapping[str, Any]
+    ) -> None:
         """Take over a state dict of this library, or of torch with its tensors as NumPy arrays, checked and copied.
 
         Raises:

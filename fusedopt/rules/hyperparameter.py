@@ -143,7 +143,7 @@ def checked(rule: str, field: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def _choice(what: str, choices: tuple[Any, ...], value: Any) -> Any:
-    if not any(value is choice or value == choice for choice in choices):
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise ValueError(f"{what} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
     return value
 

@@ -169,7 +169,7 @@ class Rule(CommonOptions):
     def _check_storage(self) -> None:
         """Raise ValueError where the options of how arrays are kept contradict each other, or the rule."""
         name, states = type(self).__name__, {state.name: state for state in self.all_states()}
-        given = [n for n, field in self.options().items() if field.metadata["storage"] and getattr(self, n)]
+        given = [option for option in self.storage_options() if getattr(self, option)]
         if self.procedure and given:
             raise ValueError(
                 f"{name}: {given[0]} is for optimizers whose step is one launch, and {name}'s is array operations; "
@@ -277,12 +277,17 @@ class Rule(CommonOptions):
         """The options that every rule has, which param groups may leave out, with their defaults."""
         return {name: field.default for name, field in cls.options().items() if field.metadata["common"]}
 
+    @classmethod
+    def storage_options(cls) -> list[str]:
+        """Names of the options that say how arrays are kept."""
+        return [name for name, field in cls.options().items() if field.metadata["storage"]]
+
     def shown(self) -> dict[str, Any]:
-        """The options by name, without the common ones that are at their default."""
+        """The options by name, without the common ones that are at their default; with the seed of what is random."""
         return {
             name: getattr(self, name)
             for name, field in self.options().items()
-            if not field.metadata["common"] or getattr(self, name) != field.default
+            if not field.metadata["common"] or getattr(self, name) != field.default or (name == "seed" and self.draws)
         }
 
     @classmethod

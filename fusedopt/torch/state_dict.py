@@ -108,7 +108,7 @@ def names_of(group: Mapping[str, Any]) -> Iterable[str]:
     return (f"parameter {name!r} (shape {tuple(p.shape)})" for name, p in zip(names, group["params"]))
 
 
-def _tensor(what: str, value: Any, parameter: torch.Tensor) -> torch.Tensor:
+def _tensor(what: str, key: str, value: Any, parameter: torch.Tensor) -> torch.Tensor:
     if isinstance(value, torch.Tensor) and value.shape != parameter.shape:
         raise ValueError(f"{what} has shape {tuple(value.shape)} and the parameter {tuple(parameter.shape)}.")
     return checked_tensor(what, value, parameter)

@@ -1,0 +1,172 @@
+"""Saved state that is kept in another way than an optimizer keeps its own: told by its arrays, converted where asked.
+
+Arrays are NumPy's, on the host: whoever has others brings them there and back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fusedopt.backends import kept as pieces
+from fusedopt.eight_bits import CODES, encode_blocks
+from fusedopt.parameter import DTYPES
+from fusedopt.rules.rule import Rule, State
+from fusedopt.storage import BESIDE_PARAMETER, MASTER, SCALE, Kept, blocks_of, kept_parameter
+from fusedopt.stored_arrays import StoredArray, stored_arrays
+
+Array = np.ndarray[Any, Any]
+CONVERT = "load_state_dict(state, convert=True)"
+# What keeps the rest of a parameter, by the state dict key and dtype of what it keeps.
+FINER = {(key, dtype): finer for finer, (key, dtype) in BESIDE_PARAMETER.items()}
+PARAMETER_KEYS = tuple(dict.fromkeys(key for key, _ in BESIDE_PARAMETER.values()))
+
+
+def storage_keys(rule: Rule) -> set[str]:
+    """State dict keys of arrays that some storage keeps beside a parameter or a state."""
+    return {*PARAMETER_KEYS, *(f"{state.name}{SCALE}" for state in rule.all_states())}
+
+
+def shape_of(rule: Rule, key: str, shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """The shape of what is saved under a key for a parameter of this shape and so many elements."""
+    scales = {f"{state.name}{SCALE}" for state in rule.all_states()}
+    return (blocks_of(size),) if key in scales else shape
+
+
+def choice_for(key: str, dtype: str) -> str:
+    """The options with which an optimizer keeps such an array."""
+    if key == "compensation":
+        return "kahan=True"
+    if key in PARAMETER_KEYS:
+        return f"master_weights={FINER.get((key, dtype), 'float32')!r}"
+    return f"state_dtype={'int8' if dtype == 'uint8' or key.endswith(SCALE) else dtype!r}"
+
+
+def check_kept(what: str, key: str, dtype: str, stored: Mapping[str, StoredArray]) -> None:
+    """Raise where an optimizer keeps no such array under this key, with what to choose.
+
+    Args:
+        what: The array, as messages call it.
+        dtype: Name of its type.
+        stored: What the optimizer may keep beside the parameter.
+
+    Raises:
+        ValueError: It keeps none.
+        TypeError: It keeps another.
+    """
+    build = f"build the optimizer with {choice_for(key, dtype)}, or convert it: {CONVERT}"
+    if key not in stored:
+        raise ValueError(f"{what} belongs to another storage, and this optimizer keeps none; {build}.")
+    if stored[key].dtype != dtype:
+        raise TypeError(
+            f"{what} has dtype {dtype} and this optimizer keeps {stored[key].dtype}; nothing is cast silently: {build}."
+        )
+
+
+def converted(what: str, entry: Mapping[str, Any], rule: Rule, data: Array) -> tuple[dict[str, Any], Array | None]:
+    """A parameter's saved state as an optimizer with this rule keeps it, rounded to the nearest where it must be.
+
+    What is kept alike stays as it is, to the bit. States are decoded, and kept again. What makes the parameter finer is
+    taken together with its values: load these first.
+
+    Args:
+        what: The state, as messages call it.
+        entry: What was saved: arrays of the right shapes, and numbers.
+        rule: With the optimizer's options.
+        data: The parameter's values, as they are now; flat or in their shape.
+
+    Returns:
+        The state, and the values that the parameter has then; None where they stay.
+
+    Raises:
+        ValueError: A master is for a parameter that holds float32 itself and has other values; or codes have no scales.
+        TypeError: An array is of a type that no storage has.
+    """
+    stored, found = stored_arrays(rule, data.dtype.name, data.size), dict(entry)
+    for state in rule.all_states():
+        if state.name in entry:
+            found.pop(f"{state.name}{SCALE}", None)
+            found |= _state(what, entry, state, stored, rule)
+    moved: Array | None = None
+    for key in PARAMETER_KEYS:
+        if key in found:
+            ours = kept_parameter(rule, data.dtype.name)
+            beside, moved = _parameter(f"{what}: {key}", key, found.pop(key), ours, data)
+            found |= beside
+    return _counted(found, rule), moved
+
+
+def _state(
+    what: str, entry: Mapping[str, Any], state: State, stored: Mapping[str, StoredArray], rule: Rule
+) -> dict[str, Any]:
+    """A state's arrays by key: as they are, or decoded and kept as the optimizer keeps them."""
+    name, scale = state.name, f"{state.name}{SCALE}"
+    saved, ours = entry[name], stored[name]
+    if saved.dtype.name == ours.dtype:
+        return {key: entry[key] for key in (name, scale) if key in entry}
+    values = np.empty(saved.size, np.float64 if ours.dtype == "float64" else np.float32)
+    if saved.dtype.name == "uint8":
+        if scale not in entry:
+            raise ValueError(f"{what} has {name!r} in 8 bits and lacks {scale!r}, which it needs to be read.")
+        if not state.codes:
+            raise ValueError(f"{what} has {name!r} in 8 bits, which {type(rule).__name__} never keeps it in.")
+        _read(Kept("uint8", codes=state.codes), saved, entry[scale], values)
+    elif saved.dtype.name in DTYPES:
+        values[...] = saved.reshape(-1)
+    else:
+        raise TypeError(f"{what}: {name} has dtype {saved.dtype}, which no storage has; convert it to float32.")
+    first = np.empty(saved.shape, ours.dtype)
+    if not ours.kept.codes:
+        _write(ours.kept, values, first, first)
+        return {name: first}
+    scales = np.empty(blocks_of(saved.size), np.float32)
+    middle = np.full(saved.size, 0x8000, np.uint32)  # no chance: to the nearest
+    encode_blocks(values, first.reshape(-1), scales, CODES[ours.kept.codes], middle)
+    return {name: first, scale: scales}
+
+
+def _parameter(what: str, key: str, saved: Array, ours: Kept, data: Array) -> tuple[dict[str, Any], Array | None]:
+    """What keeps a parameter finer, by key, as the optimizer keeps it; and the values that the parameter has then."""
+    theirs = FINER.get((key, saved.dtype.name)) or FINER.get((key, ""))
+    if theirs is None or (theirs == "kahan" and saved.dtype != data.dtype):
+        raise TypeError(f"{what} has dtype {saved.dtype}, which no storage has for {data.dtype} parameters.")
+    if theirs == ours.finer:
+        return {key: saved}, None
+    if ours.dtype not in ("float16", "bfloat16"):
+        if key == MASTER and np.array_equal(saved.reshape(data.shape), data, equal_nan=True):
+            return {}, None
+        raise ValueError(
+            f"{what} keeps what half precision cannot hold, and the parameter is of {data.dtype}; write it into the "
+            f"parameter first, parameter.data[...] = state['state'][i][{MASTER!r}], and load the state again."
+        )
+    if theirs in ("split", "split24") and ours.dtype != "bfloat16":
+        raise TypeError(f"{what} is the rest of a bfloat16 parameter, and this one has {data.dtype}.")
+    values, moved = np.empty(data.size, np.float32), np.empty(data.shape, data.dtype)
+    _read(Kept(data.dtype.name, theirs), data, saved, values)
+    beside = np.empty(data.shape, ours.beside or data.dtype)
+    _write(ours, values, moved, beside)
+    return ({ours.beside_key: beside} if ours.finer else {}), moved
+
+
+def _read(kept: Kept, array: Array, beside: Array, to: Array) -> None:
+    flat, other = (np.ascontiguousarray(some).reshape(-1) for some in (array, beside))
+    pieces.Piece(kept, flat, other, 0, None, 0).read(to)
+
+
+def _write(kept: Kept, values: Array, array: Array, beside: Array) -> None:
+    nearest = dataclasses.replace(kept, stochastic=False)
+    with np.errstate(all="ignore"):
+        pieces.Piece(nearest, array.reshape(-1), beside.reshape(-1), 0, None, 0).write(values)
+
+
+def _counted(found: dict[str, Any], rule: Rule) -> dict[str, Any]:
+    """With a step where steps are counted for random rounding alone, and without where they are not."""
+    if rule.step_key is not None:
+        return found
+    step = float(found.pop("step", 1.0))
+    if rule.counter_key is not None:
+        return {"step": step, **found} if found or step else {}
+    return found if step else {}  # states of age 0 hold nothing yet
