@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from fusedopt.eight_bits import CODES
 from fusedopt.rules.arithmetic import exponent, power, scaled
 from fusedopt.rules.stages import ROW, SLOTS
 from fusedopt.statements import CONSTANT, INPUT, OPERATORS, WHERE, Program
-from fusedopt.storage import Storage
+from fusedopt.storage import Kept, Storage
 from fusedopt.tracing import Traced
 
 EXPRESSIONS = OPERATORS | {
@@ -28,6 +29,7 @@ EXPRESSIONS = OPERATORS | {
 # has 390 (sm_90) with both of its root and its real power, and 120 with the root alone.
 LONG_BRANCH = 16
 STORED = {"float32": "float", "float64": "double", "float16": "Half", "bfloat16": "BFloat16"}
+SPLIT = {"split": 16, "split24": 8}  # bits beside those of bfloat16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,16 @@ class Variant:
     def title(self) -> str:
         return f"{self.traced.title}, {self.storage.title}"
 
+    @property
+    def pointers(self) -> int:
+        """How many arrays a span has beside the parameter and the gradient."""
+        return len(self.storage.states) + len(self.storage.beside)
+
+
+def pointers_of(variants: Iterable[Variant]) -> int:
+    """How many pointers to states, and to what lies beside, the spans of these have a place for."""
+    return max([1, *(variant.pointers for variant in variants)])
+
 
 def rule_text(variants: Sequence[Variant], hyperparameters: Sequence[str], scalars: int, states: int) -> str:
     """The generated part of the kernel, `rule.cuh`.
@@ -54,7 +66,7 @@ def rule_text(variants: Sequence[Variant], hyperparameters: Sequence[str], scala
         variants: The bodies that the kernel shall have; a span names one by its place.
         hyperparameters: Names of the columns of the hyperparameter table.
         scalars: How many scalar states a counter holds beside the step.
-        states: How many state pointers a span holds.
+        states: How many pointers to states, and to what lies beside, a span holds.
     """
     stages = {
         number * SLOTS + stage.stage.slot: dataclasses.replace(variant, traced=stage)
@@ -68,6 +80,7 @@ def rule_text(variants: Sequence[Variant], hyperparameters: Sequence[str], scala
         f"constexpr int HYPERPARAMETERS = {len(hyperparameters)};  // {', '.join(hyperparameters)}",
         f"constexpr int SCALARS = {scalars};",
         f"constexpr int STATES = {states};",
+        *(["constexpr int SEED = {};".format(list(hyperparameters).index("seed"))] if "seed" in hyperparameters else []),
         f"constexpr int CONSTANTS = {max(len(launch.traced.constants) for launch in launches)};",
         f"constexpr int STAGES = {SLOTS if stages else 0};",
         f"constexpr int RESULTS = {results_of([variant.traced for variant in variants])};",
@@ -109,9 +122,7 @@ def _struct(name: str, variant: Variant, hyperparameters: Sequence[str]) -> list
         f"// {variant.title}",
         f"struct {name} {{",
         f"  typedef {STORED[variant.storage.real]} real;",
-        f"  typedef {STORED[variant.storage.parameter.dtype]} Parameter;",
-        f"  typedef {STORED[variant.storage.gradient.dtype]} Gradient;",
-        f"  typedef {STORED[(variant.storage.states or (variant.storage.parameter,))[0].dtype]} State;",
+        f"  typedef Streams<{', '.join(map(kept_type, variant.storage.streams))}> Kept;",
         f"  static constexpr int states = {len(traced.states)};  // {', '.join(traced.states) or 'none'}",
         *_masks(traced),
         f"  struct Constants {{ real {', '.join(traced.constants)}; }};",
@@ -123,6 +134,17 @@ def _struct(name: str, variant: Variant, hyperparameters: Sequence[str]) -> list
         "};",
         "",
     ]
+
+
+def kept_type(kept: Kept) -> str:
+    """The type in `kept.cuh` of a stream that is kept so."""
+    if kept.codes:
+        code = CODES[kept.codes]
+        return f"Codes<{str(code.signed).lower()}, {code.octaves}, {code.dropped}>"
+    if kept.finer in SPLIT:
+        return f"Split<{SPLIT[kept.finer]}{', true' if kept.stochastic else ''}>"
+    around = {"float32": "Master", "kahan": "Compensated", "": "Rounded" if kept.stochastic else "Plain"}[kept.finer]
+    return f"{around}<{STORED[kept.dtype]}>"
 
 
 def _masks(traced: Traced) -> list[str]:

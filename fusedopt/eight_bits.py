@@ -101,7 +101,8 @@ def encoded(values: Array, scales: Array, code: Code, noise: Words, to: Array) -
     least = code.smallest * (odd * np.float32(2.0**-17)) if code.signed else np.float32(0)
     numbers = np.where(magnitudes < code.smallest, magnitudes > least, np.minimum(numbers, code.largest))
     if code.signed:
-        numbers = numbers | (values.view(np.uint32) & SIGN).view(np.int32) >> np.int32(24) & np.int32(0x80)
+        # 0 has no sign, in a block with a NaN least of all: that of a NaN differs from chip to chip.
+        numbers = np.where((numbers > 0) & (values < 0), numbers | np.int32(0x80), numbers)
     to[...] = numbers
 
 

@@ -1,9 +1,10 @@
 // One launch updates every tensor of every group. The host writes what to do as chunks; a block takes chunk after chunk.
 // Where a rule needs sums over its tensors, launches before it take them: fused_sums, at the end.
 #include "arithmetic.cuh"
-#include "storage.cuh"
+#include "kept.cuh"
 #include "rule.cuh"  // the traced rules: Variant0, Variant1, ... and EACH_VARIANT; their stages and EACH_STAGE
 #include "reductions.cuh"
+#include "streams.cuh"
 
 #ifndef SHARED
 #define SHARED(Type, name) __shared__ Type name
@@ -13,21 +14,6 @@
 struct Chunk {
   unsigned long long first;  // element of the span
   unsigned count, span;
-};
-
-// Written by the device alone, one for each parameter: its step, its scalar state, and how many chunks are done.
-struct Counter {
-  double values[1 + SCALARS];
-  unsigned ticket, unused;
-};
-
-// Written by the host alone: neighbouring parameters with one history, updated as if they were one tensor.
-struct Span {
-  void* parameter;
-  void* gradient;
-  void* state[STATES];
-  Counter* counter;  // of the first parameter; the others' follow
-  unsigned group, variant, parameters, chunks;
 };
 
 struct Launch {
@@ -50,11 +36,9 @@ struct Shared {
   double hyperparameters[HYPERPARAMETERS / 2 * 2 + 2];
   double next[1 + SCALARS];     // the counter's values after this step
   double constants[CONSTANTS];  // a Variant::Constants
+  Draw draw;                    // of random rounding
   Sums sums;
 };
-
-// Pointers and constants are read from shared memory each time: kept in registers, they would be up to 40 of the 64.
-__device__ inline void forget_shared_memory() { asm volatile("" ::: "memory"); }
 
 // A hyperparameter is in the table, or in a tensor that its source is the address of; the lowest bit says: of doubles.
 __device__ inline double hyperparameter(const Launch& launch, unsigned long long place) {
@@ -83,124 +67,61 @@ __device__ inline void prepare(const Launch& launch, Shared& shared) {
   Variant::scalars(shared.hyperparameters, shared.next[0], grad_scale, before + 1, shared.sums.values, constants,
                    shared.next + 1);
   *reinterpret_cast<Constants*>(shared.constants) = constants;
+  if constexpr (Stored<Variant>::draws)
+    shared.draw = draw_of(shared.hyperparameters[SEED], shared.next[0], shared.span.number);
 }
 
-// Neighbouring elements in registers. Doubles go by two: four of Adam's streams would not fit.
+// The tiles of a lane whose loads are under way before the arithmetic of the first. 1,024 threads with 64 bytes each are
+// the 64 KB a multiprocessor that an H200 needs, and what Adam's four float32 streams have in one tile. Of what is kept
+// narrower, as split masters with states of 2 bytes (40) or 1 byte (32), it takes two; a third one of split24 with 1 byte
+// (28) would spill. Plain streams were measured with one.
+template <class Variant> constexpr unsigned TILES_OF_64_BYTES = 64 / Stored<Variant>::bytes;
 template <class Variant>
-struct Elements {
-  typedef typename Variant::real real;
-  static constexpr unsigned WIDTH = sizeof(real) == 8 ? 2 : 4;
-  real p[WIDTH], g[WIDTH], s[Variant::states + 1][WIDTH];  // + 1: an array of none is no C++
-  real means[RESULTS][WIDTH];                              // of the rows of the elements
-
-  __device__ void load_means(const Reduced& reduced, unsigned long long first, unsigned lanes) {
-    if constexpr (Variant::spread != 0) ::load_means<Variant>(reduced, first, means, lanes);
-  }
-
-  // What a stage sums of one element.
-  __device__ void terms(const typename Variant::Constants& constants, unsigned lane, real* terms) const {
-    real of_lane[Variant::states + 1], of_row[RESULTS];
-#pragma unroll
-    for (int k = 0; k < Variant::states; k++) of_lane[k] = s[k][lane];
-#pragma unroll
-    for (int k = 0; k < RESULTS; k++) of_row[k] = means[k][lane];
-    Variant::terms_of(constants, p[lane], g[lane], of_lane, of_row, terms);
-  }
-
-  __device__ void update(const typename Variant::Constants& constants) {
-#pragma unroll
-    for (unsigned lane = 0; lane < WIDTH; lane++) {
-      real of_lane[Variant::states + 1];
-#pragma unroll
-      for (int k = 0; k < Variant::states; k++) of_lane[k] = s[k][lane];
-      real of_row[RESULTS] = {};
-#pragma unroll
-      for (int k = 0; k < RESULTS; k++)
-        if (Variant::spread >> k & 1) of_row[k] = means[k][lane];
-      Variant::update(constants, p[lane], g[lane], of_lane, of_row);
-#pragma unroll
-      for (int k = 0; k < Variant::states; k++) s[k][lane] = of_lane[k];
-      if (sizeof(real) == 8) forget_shared_memory();  // one after the other: two doubles at once spill
-    }
-  }
-};
-
-// Neighbouring elements in memory. Without `lanes` all of them are moved, by one access a stream; with it the first
-// `lanes`, one by one.
-template <class Variant>
-struct Streams {
-  static constexpr unsigned WIDTH = Elements<Variant>::WIDTH;
-  typename Variant::Parameter* parameter;
-  typename Variant::Gradient* gradient;
-  typename Variant::State* state[Variant::states + 1];
-
-  __device__ Streams(const Span& span, unsigned long long first)
-      : parameter(global(static_cast<typename Variant::Parameter*>(span.parameter)) + first),
-        gradient(global(static_cast<typename Variant::Gradient*>(span.gradient)) + first) {
-#pragma unroll
-    for (int k = 0; k < Variant::states; k++)
-      state[k] = global(static_cast<typename Variant::State*>(span.state[k])) + first;
-  }
-
-  // Bits of Variant::reads: the parameter, the gradient, each state.
-  static __device__ constexpr bool reads(int stream) { return Variant::reads >> stream & 1; }
-
-  __device__ bool aligned() const {
-    bool all = (!reads(0) || ::aligned<WIDTH>(parameter)) && (!reads(1) || ::aligned<WIDTH>(gradient));
-#pragma unroll
-    for (int k = 0; k < Variant::states; k++) all = all && (!reads(2 + k) || ::aligned<WIDTH>(state[k]));
-    return all;
-  }
-
-  __device__ void prefetch() const {
-    ::prefetch(parameter);
-    ::prefetch(gradient);
-#pragma unroll
-    for (int k = 0; k < Variant::states; k++) ::prefetch(state[k]);
-  }
-
-  template <class... Lanes> __device__ void load(Elements<Variant>& elements, Lanes... lanes) const {
-    if (reads(0)) ::load(parameter, elements.p, lanes...);
-    if (reads(1)) ::load(gradient, elements.g, lanes...);
-#pragma unroll
-    for (int k = 0; k < Variant::states; k++)
-      if (reads(2 + k)) ::load(state[k], elements.s[k], lanes...);
-  }
-
-  template <class... Lanes> __device__ void store(const Elements<Variant>& elements, Lanes... lanes) const {
-    ::store(parameter, elements.p, lanes...);
-#pragma unroll
-    for (int k = 0; k < Variant::states; k++) ::store(state[k], elements.s[k], lanes...);
-  }
-};
+constexpr unsigned TILES_AT_ONCE = Stored<Variant>::plain ? 1
+                                   : TILES_OF_64_BYTES<Variant> > 2 ? TILES_OF_64_BYTES<Variant>
+                                                                    : 2;
 
 // Lane t of a warp owns elements 4t to 4t+3 of each tile of 128, counted from the span's start, whatever the alignment.
 template <class Variant>
 __device__ inline void sweep(const Launch& launch, const Chunk& chunk, Shared& shared, bool entered) {
-  constexpr unsigned WIDTH = Elements<Variant>::WIDTH;
-  const bool aligned = Streams<Variant>(shared.span, chunk.first).aligned();
+  constexpr unsigned WIDTH = Elements<Variant>::WIDTH, TILES = TILES_AT_ONCE<Variant>;
+  // Of 8-bit states a warp finds the scale of its tile together: those at whose elements the chunk has ended go with it.
+  constexpr unsigned TOGETHER = Stored<Variant>::blocks ? ~127u : ~0u;
+  const bool aligned = Stored<Variant>::aligned(shared.span, chunk.first);
   unsigned i = 4 * threadIdx.x;
   if (entered) {  // memory is at work while one thread computes the constants
-    if (i < chunk.count) Streams<Variant>(shared.span, chunk.first + i).prefetch();
+    if (i < chunk.count) Stored<Variant>::prefetch(shared.span, chunk.first + i);
     if constexpr (Variant::summed != 0) add_up<Variant>(shared.sums);
     if (threadIdx.x < 32) read_hyperparameters(launch, shared);
     if (threadIdx.x == 0) prepare<Variant>(launch, shared);
     __syncthreads();
   }
   const auto& constants = *reinterpret_cast<const typename Variant::Constants*>(shared.constants);
+  const auto lanes_from = [&](unsigned i) {
+    if ((TILES > 1 || TOGETHER != ~0u) && i >= chunk.count) return 0u;
+    return chunk.count - i < WIDTH ? chunk.count - i : WIDTH;
+  };
+  const unsigned behind = (TILES - 1) * 4 * blockDim.x;  // the tile that is loaded, and the one that is computed
+  Stored<Variant> tiles[TILES] = {};
 #pragma unroll 1
-  for (; i < chunk.count; i += (i + WIDTH) % 4 ? WIDTH : 4 * blockDim.x - (4 - WIDTH)) {
-    const unsigned lanes = chunk.count - i < WIDTH ? chunk.count - i : WIDTH;
+  for (; (i & TOGETHER) < chunk.count + behind; i += (i + WIDTH) % 4 ? WIDTH : 4 * blockDim.x - (4 - WIDTH)) {
+#pragma unroll
+    for (unsigned tile = 1; tile < TILES; tile++) tiles[tile - 1] = tiles[tile];
+    const unsigned ahead = lanes_from(i);
+    tiles[TILES - 1].load(shared.span, chunk.first + i, aligned && ahead == WIDTH, ahead);
+    if (TILES > 1 && i < behind) continue;
+    const unsigned place = i - behind, lanes = lanes_from(place);
     const bool wide = aligned && lanes == WIDTH;
+    const unsigned long long first = chunk.first + place;
+    Stored<Variant>& stored = tiles[0];
     Elements<Variant> elements;
-    const Streams<Variant> from(shared.span, chunk.first + i);
-    wide ? from.load(elements) : from.load(elements, lanes);
-    elements.load_means(shared.sums.reduced, chunk.first + i, lanes);
+    stored.decode(elements.value);
+    elements.load_means(shared.sums.reduced, first, lanes);
     elements.update(constants);
+    stored.encode(elements.value, shared.draw, first, lanes);
     forget_shared_memory();
-    const Streams<Variant> to(shared.span, chunk.first + i);
-    wide ? to.store(elements) : to.store(elements, lanes);
-    if (launch.write_back) wide ? store(to.gradient, elements.g) : store(to.gradient, elements.g, lanes);
+    stored.store(shared.span, first, wide, lanes);
+    if (launch.write_back) stored.others.write_back(shared.span, first, elements.value, wide, lanes);
   }
 }
 

@@ -9,6 +9,7 @@ template <class Stage> struct Columns {
   real sums[Stage::terms][4] = {};
 
   // Tiles whose loads are under way together: 64 bytes a thread, so 64 KB a multiprocessor, which is what an H200 needs.
+  // Of narrower streams that is less, and two tiles of LAMB's four, which are 64 registers' work, would spill.
   static constexpr unsigned TILES = WIDTH < 4 || Stage::streams > 2 ? 1 : 4 / Stage::streams;
 
   __device__ void add(const Shared& shared, unsigned long long first, unsigned count, bool aligned) {
@@ -16,10 +17,9 @@ template <class Stage> struct Columns {
     if constexpr (TILES > 1) {
 #pragma unroll 1
       for (; aligned && i + 128 * (TILES - 1) + WIDTH <= count; i += 128 * TILES) {
-        Elements<Stage> tiles[TILES] = {};
+        Stored<Stage> tiles[TILES];
 #pragma unroll
-        for (unsigned tile = 0; tile < TILES; tile++)
-          Streams<Stage>(shared.span, first + i + 128 * tile).load(tiles[tile]);
+        for (unsigned tile = 0; tile < TILES; tile++) tiles[tile].load(shared.span, first + i + 128 * tile);
 #pragma unroll
         for (unsigned tile = 0; tile < TILES; tile++)
           add_terms(shared, tiles[tile], first + i + 128 * tile, 0, WIDTH);
@@ -31,17 +31,18 @@ template <class Stage> struct Columns {
       for (unsigned part = 0; part < 4; part += WIDTH) {
         if (i + part >= count) continue;
         const unsigned lanes = count - i - part < WIDTH ? count - i - part : WIDTH;
-        Elements<Stage> elements = {};
-        const Streams<Stage> from(shared.span, first + i + part);
-        aligned && lanes == WIDTH ? from.load(elements) : from.load(elements, lanes);
-        add_terms(shared, elements, first + i + part, part, lanes);
+        Stored<Stage> stored;
+        stored.load(shared.span, first + i + part, aligned && lanes == WIDTH, lanes);
+        add_terms(shared, stored, first + i + part, part, lanes);
       }
     }
   }
 
-  __device__ void add_terms(const Shared& shared, Elements<Stage>& elements, unsigned long long first, unsigned part,
+  __device__ void add_terms(const Shared& shared, const Stored<Stage>& stored, unsigned long long first, unsigned part,
                             unsigned lanes) {
     const auto& constants = *reinterpret_cast<const typename Stage::Constants*>(shared.constants);
+    Elements<Stage> elements = {};
+    stored.decode(elements.value);
     elements.load_means(shared.sums.reduced, first, lanes);
 #pragma unroll
     for (unsigned lane = 0; lane < WIDTH; lane++) {
@@ -67,13 +68,14 @@ __device__ inline void sum_runs(const Launch& launch, const Chunk& chunk, Shared
     if (threadIdx.x == 0) prepare<Stage>(launch, shared);
     __syncthreads();
   }
+  static_assert(!Stage::rows || !Stored<Stage>::blocks, "rows start anywhere, and four neighbours share a scale");
   const Reduced& reduced = shared.sums.reduced;
   const unsigned long long length = Stage::rows ? reduced.row : SEGMENT;
 #pragma unroll 1
   for (unsigned turn = threadIdx.x / 32; turn < chunk.count; turn += blockDim.x / 32) {
     const unsigned long long run = chunk.first + turn, first = run * length;
     const unsigned long long count = reduced.size - first < length ? reduced.size - first : length;
-    const bool aligned = Streams<Stage>(shared.span, first).aligned();
+    const bool aligned = Stored<Stage>::aligned(shared.span, first);
     double totals[Stage::terms] = {};
 #pragma unroll 1
     for (unsigned long long done = 0; done < count; done += SEGMENT) {

@@ -1,4 +1,4 @@
-// How elements are kept in memory: four at a time, widened to the type of the arithmetic when they are loaded.
+// Elements in memory: their types, what these hold of the arithmetic's values, and how neighbours are moved at once.
 #pragma once
 
 #include "arithmetic.cuh"
@@ -62,7 +62,8 @@ __device__ inline void prefetch(const void* pointer) {
 #endif
 }
 
-// Neighbouring elements, moved at once: four floats or two doubles by 128 bits, four halves or two floats by 64.
+// Neighbouring elements, moved at once: four floats or two doubles by 128 bits, four halves or two floats by 64, four
+// bytes by 32.
 template <class T, unsigned WIDTH> union alignas(sizeof(T) * WIDTH) Pack {
   T lane[WIDTH];
   unsigned word[sizeof(T) * WIDTH / 4];
@@ -79,8 +80,10 @@ template <class T, unsigned WIDTH> __device__ inline void read(const T* from, Pa
   if constexpr (sizeof(pack) == 16)
     asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3]) : "l"(from));
-  else
+  else if constexpr (sizeof(pack) == 8)
     asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "l"(from));
+  else
+    asm volatile("ld.global.b32 %0, [%1];" : "=r"(word[0]) : "l"(from));
 #else
   pack = *reinterpret_cast<const Pack<T, WIDTH>*>(from);
 #endif
@@ -92,40 +95,27 @@ template <class T, unsigned WIDTH> __device__ inline void write(T* to, const Pac
   if constexpr (sizeof(pack) == 16)
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word[0]), "r"(word[1]), "r"(word[2]),
                  "r"(word[3]) : "memory");
-  else
+  else if constexpr (sizeof(pack) == 8)
     asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(word[0]), "r"(word[1]) : "memory");
+  else
+    asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(word[0]) : "memory");
 #else
   *reinterpret_cast<Pack<T, WIDTH>*>(to) = pack;
 #endif
 }
 
-template <class T, class Real, unsigned WIDTH> __device__ inline void load(const T* from, Real (&to)[WIDTH]) {
-  Pack<T, WIDTH> pack;
-  read(from, pack);
-#pragma unroll
-  for (unsigned lane = 0; lane < WIDTH; lane++) widen(pack.lane[lane], to[lane]);
-}
-
-template <class T, class Real, unsigned WIDTH> __device__ inline void store(T* to, const Real (&from)[WIDTH]) {
-  Pack<T, WIDTH> pack;
-#pragma unroll
-  for (unsigned lane = 0; lane < WIDTH; lane++) narrow(from[lane], pack.lane[lane]);
-  write(to, pack);
-}
-
-// The first `lanes` of them, one by one: misaligned, or at the end of a chunk.
-template <class T, class Real, unsigned WIDTH>
-__device__ inline void load(const T* from, Real (&to)[WIDTH], unsigned lanes) {
+// The first `lanes` of them, one by one: misaligned, or at the end of a chunk. The others are zero.
+template <class T, unsigned WIDTH> __device__ inline void read(const T* from, Pack<T, WIDTH>& pack, unsigned lanes) {
 #pragma unroll
   for (unsigned lane = 0; lane < WIDTH; lane++) {
-    to[lane] = 0;
-    if (lane < lanes) widen(from[lane], to[lane]);
+    pack.lane[lane] = T{};
+    if (lane < lanes) pack.lane[lane] = from[lane];
   }
 }
 
-template <class T, class Real, unsigned WIDTH>
-__device__ inline void store(T* to, const Real (&from)[WIDTH], unsigned lanes) {
+template <class T, unsigned WIDTH>
+__device__ inline void write(T* to, const Pack<T, WIDTH>& pack, unsigned lanes) {
 #pragma unroll
   for (unsigned lane = 0; lane < WIDTH; lane++)
-    if (lane < lanes) narrow(from[lane], to[lane]);
+    if (lane < lanes) to[lane] = pack.lane[lane];
 }

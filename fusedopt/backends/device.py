@@ -17,7 +17,7 @@ import numpy as np
 
 from fusedopt import compiler
 from fusedopt.backends.stages import Stages
-from fusedopt.cuda_text import Variant, results_of, rule_text
+from fusedopt.cuda_text import Variant, pointers_of, results_of, rule_text
 from fusedopt.layout import Memory, Span, chunks_of, device_of
 from fusedopt.tracing import trace
 
@@ -63,7 +63,8 @@ class Surface(Memory, Protocol):
 def span_dtype(states: int) -> np.dtype[Any]:
     """The record that the kernel reads as `Span`."""
     pointers = [("parameter", "u8"), ("gradient", "u8"), ("state", "u8", (states,)), ("counter", "u8")]
-    return np.dtype([*pointers, *((name, "u4") for name in ("group", "variant", "parameters", "chunks"))])
+    numbers = ("group", "variant", "parameters", "chunks", "number", "unused")
+    return np.dtype([*pointers, *((name, "u4") for name in numbers)])
 
 
 @functools.lru_cache(maxsize=1)
@@ -127,7 +128,6 @@ class DevicePlan:
         groups = [rows[id(span.group)] for span in spans]
         forms = [span.group.rule.form(span.shape) for span in spans]
         traces = [trace(form) for form in {id(form): form for form in forms}.values()]
-        states = max(1, len(rules[0].all_states()))
         variants: dict[Variant, int] = {}
         numbers: dict[Any, int] = {}  # of variants; a tuple is hashed faster than they are
         for form, span in zip(forms, spans):
@@ -138,12 +138,14 @@ class DevicePlan:
         pieces = np.bincount(chunks["span"], minlength=len(spans))
         address = self._surface.pointer
         addresses = [list(map(address, span.states)) for span in spans]
+        states = pointers_of(variants)
         self._table = np.zeros(len(spans), span_dtype(states))
         self._table["parameter"] = [address(span.parameter) for span in spans]
         self._table["gradient"] = [address(span.gradient) for span in spans]
         self._table["state"] = [some + [0] * (states - len(some)) for some in addresses]
         self._table["counter"] = [address(span.counters) for span in spans]
         self._table["group"], self._table["parameters"] = groups, [span.parameters for span in spans]
+        self._table["number"] = [span.number for span in spans]
         self._table["variant"] = [numbers[id(form), span.storage] for form, span in zip(forms, spans)]
         # 0 chunks: nobody counts, nobody advances.
         self._table["chunks"] = np.where([rules[row].counts for row in groups], pieces, 0)

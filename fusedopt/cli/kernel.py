@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from fusedopt import rules
 from fusedopt.backends.device import kernel_texts
 from fusedopt.cli.rule_named import OURS, add_options, dashed, given_options, rule_named
-from fusedopt.cuda_text import STORED, Variant, rule_text
+from fusedopt.cuda_text import STORED, Variant, pointers_of, rule_text
 from fusedopt.storage import SMALL, storage_of
 from fusedopt.tracing import trace
 
@@ -56,7 +56,7 @@ def _rule(cls: type[rules.Rule], arguments: argparse.Namespace) -> rules.Rule:
 def kernel_text(rule: rules.Rule, dtype: str, full: bool) -> str:
     """The generated `rule.cuh` of one variant; `full`: the source that NVRTC compiles, headers in place."""
     variant = Variant(trace(rule), storage_of(rule, dtype, dtype, SMALL))
-    text = rule_text([variant], rule.number_names(), len(rule.scalar_state), max(1, len(rule.all_states())))
+    text = rule_text([variant], rule.number_names(), len(rule.scalar_state), pointers_of([variant]))
     if not full:
         return text
     source, headers = kernel_texts()

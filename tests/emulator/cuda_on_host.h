@@ -90,6 +90,15 @@ Type __shfl_down_sync(unsigned mask, Type value, unsigned delta,
   const unsigned source = emulator::lane() + delta;  // past the end of the warp a lane keeps its own value
   return emulator::shuffle("__shfl_down_sync", place, mask, value, source < emulator::WARP ? source : emulator::lane());
 }
+// The largest number of all lanes of a warp, which is all that the kernels ask of it.
+inline unsigned __reduce_max_sync(unsigned mask, unsigned value,
+                                  std::source_location place = std::source_location::current()) {
+  for (unsigned bits = 1; bits < emulator::WARP; bits *= 2) {
+    const unsigned other = emulator::shuffle("__reduce_max_sync", place, mask, value, emulator::lane() ^ bits);
+    value = other > value ? other : value;
+  }
+  return value;
+}
 
 void __threadfence();
 unsigned atomicAdd(unsigned* at, unsigned value);
