@@ -14,37 +14,43 @@ import ml_dtypes
 import numpy as np
 
 from fusedopt.backends import Backend, Steps, module_of
+from fusedopt.conversion import CONVERT, choice_for
 from fusedopt.layout import Arena, ArenaSpan
-from fusedopt.parameter import Parameter
-from fusedopt.procedures.procedure import Procedure, SpanPlan
-from fusedopt.rules.adafactor import Adafactor
-from fusedopt.state_dict import LiveState, checked_array
+from fusedopt.parameter import DTYPES, Parameter
+from fusedopt.procedures.launched_rules import Movement, Replacement
+from fusedopt.procedures.launches import LaunchPlan, Tensor, TensorSpan, real_of
+from fusedopt.procedures.procedure import Procedure
+from fusedopt.rules.adafactor import MOMENTS, Adafactor
+from fusedopt.state_dict import LiveState, check_array
+from fusedopt.storage import BESIDE_PARAMETER, HALVES, Kept, storage
 
 Moments = dict[str, Any]
-NAMES = {*Adafactor.moment_shapes((1,)), *Adafactor.moment_shapes((1, 1))}
+BESIDE = frozenset(key for key, _ in BESIDE_PARAMETER.values())
+# Random numbers for moments are those of parameters with these numbers, two for each: no optimizer has as many.
+FIRST_MOMENT = 2**30
 
 
-def stepped(
+def learned(
     xp: Any, p: Any, g: Any, moments: Moments, rule: Adafactor, weight: Any, rate: Any, eps: float
 ) -> tuple[Any, Moments]:
-    """The parameter and its second moments after a step, in new arrays.
+    """The update of a step, which the parameter moves by after its decay, and the second moments, in new arrays.
 
     Args:
-        xp: The module of the arrays: numpy, cupy or torch.
+        xp: The module of the arrays: numpy, cupy or torch. Of p, the root mean square is taken.
         p, g, moments: Not empty, of the dtype that is computed in.
         weight, rate: Of this step: what a square counts in the moments, and the bound of lr. Numbers, or arrays of no
             axes and of that dtype.
         eps: What `rule.eps[0]` is for this parameter.
     """
     g = -g if rule.maximize else g
-    moments = _learned(g, moments, weight)
+    moments = _averaged(g, moments, weight)
     u = g / _second_moment(moments, eps).clip(eps * eps, None) ** 0.5
     length = rate * _larger(xp, _rms(xp, p), rule.eps[1])
     u *= length / _larger(xp, _rms(xp, u) / rule.d, 1.0)
-    return p * (1 - rule.lr * rule.weight_decay) - u, moments
+    return u, moments
 
 
-def _learned(g: Any, moments: Moments, weight: Any) -> Moments:
+def _averaged(g: Any, moments: Moments, weight: Any) -> Moments:
     square = g * g
     if "variance" in moments:
         means = {"variance": square}
@@ -70,13 +76,13 @@ def _larger(xp: Any, x: Any, least: float) -> Any:
 
 
 def checked_moments(
-    entry: Mapping[str, Any], shape: tuple[int, ...], what: str, array: Callable[[str, Any], Any]
+    entry: Mapping[str, Any], shape: tuple[int, ...], what: str, array: Callable[[str, str, Any], Any]
 ) -> Moments:
     """The second moments in what a state dict has for a parameter of this shape.
 
     Args:
         what: Whose it is, for messages.
-        array: (what it is, value) -> one of its own, or an error where it is no array that fits.
+        array: (what it is, its name, value) -> one of its own, or an error where it is no array that fits.
 
     Raises:
         KeyError: Something is missing.
@@ -84,7 +90,7 @@ def checked_moments(
     """
     shapes = Adafactor.moment_shapes(shape)
     for name in entry:
-        if name not in ("step", *shapes):
+        if name not in ("step", *shapes, *BESIDE):
             raise ValueError(f"{what} has {name!r}; Adafactor keeps step, {', '.join(shapes)} of this shape.")
     for name in ("step", *shapes):
         if name not in entry:
@@ -93,7 +99,7 @@ def checked_moments(
         found = getattr(entry[name], "shape", None)
         if found is not None and tuple(found) != expected:
             raise ValueError(f"{what}: {name} has shape {tuple(found)} and must have {expected}.")
-    return {name: array(f"{what}: {name}", entry[name]) for name in shapes}
+    return {name: array(f"{what}: {name}", name, entry[name]) for name in shapes}
 
 
 def entries_in(saved: Any, parameters: Iterable[Any]) -> list[tuple[Any, dict[str, Any]]]:
@@ -111,7 +117,7 @@ def without_moments(saved: Any) -> Any:
     """A state dict whose state is the steps alone; itself where it is none."""
     try:
         state = {
-            number: {name: value for name, value in entry.items() if name not in NAMES}
+            number: {name: value for name, value in entry.items() if name not in MOMENTS}
             for number, entry in saved["state"].items()
         }
     except (AttributeError, KeyError, TypeError):
@@ -125,40 +131,74 @@ def _moments_of(kept: dict[Parameter, Moments], arena: Arena, index: int) -> Mom
     if parameter not in kept:
         shapes = Adafactor.moment_shapes(parameter.shape)
         kept[parameter] = {
-            name: arena.memory.zeros(math.prod(shape), arena.dtype).reshape(shape) for name, shape in shapes.items()
+            name: arena.memory.zeros(math.prod(shape), _dtype_of(arena, name)).reshape(shape)
+            for name, shape in shapes.items()
         }
     return kept[parameter]
+
+
+def _dtype_of(arena: Arena, name: str) -> np.dtype[Any]:
+    return np.dtype(arena.group.rule.state_dtype_of(name) or arena.dtype)
 
 
 def _epsilon(dtype: np.dtype[Any]) -> float:
     return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]  # which NumPy's has not of bfloat16
 
 
-@np.errstate(all="ignore")
-def _step_some(kept: dict[Parameter, Moments], arena: Arena, indices: range) -> None:
-    rule = arena.group.rule
-    assert isinstance(rule, Adafactor)
-    xp, real = module_of(arena.data), np.float64 if arena.dtype == np.float64 else np.float32
-    eps = _epsilon(arena.dtype) if rule.eps[0] is None else rule.eps[0]
-    arena.counters[indices.start : indices.stop, 0] += 1
-    for index in indices:
-        moments, step = _moments_of(kept, arena, index), arena.counters[index, 0]
-        if not arena.sizes[index]:
-            continue
-        parameter = arena.view(arena.data, index)
-        p, new = stepped(
+class _Plan(LaunchPlan):
+    """Updates are made of whole tensors at once; a launch keeps the moments, and another moves the parameters.
+
+    Args:
+        kept: The moments of parameters.
+    """
+
+    def __init__(self, backend: Backend, spans: Sequence[ArenaSpan], kept: dict[Parameter, Moments]) -> None:
+        self._kept = kept
+        self._computed: dict[Parameter, Moments] = {}  # before they are kept
+        super().__init__(backend, spans)
+
+    def movement(self, rule: Adafactor) -> Movement:
+        return Movement(rule.lr * rule.weight_decay, seed=rule.seed)
+
+    def after(self, tensor: Tensor) -> list[TensorSpan]:
+        arena, moments = tensor.arena, _moments_of(self._kept, tensor.arena, tensor.index)
+        computed = {n: arena.memory.zeros(m.size, real_of(m.dtype)).reshape(m.shape) for n, m in moments.items()}
+        self._computed[arena.parameters[tensor.index]] = computed
+        group, stochastic = self.group(tensor, replacement), arena.group.rule.stochastic_rounding
+        spans = []
+        for place, (name, moment) in enumerate(moments.items(), FIRST_MOMENT + 2 * tensor.number):
+            kept = Kept(moment.dtype.name, stochastic=stochastic and moment.dtype.name in HALVES)
+            how, new = storage(kept, Kept(computed[name].dtype.name), ()), computed[name].reshape(-1)
+            arrays = how, moment.reshape(-1), new, ()
+            spans.append(TensorSpan(group, moment.size, moment.shape, *arrays, tensor.counters, place))
+        return spans
+
+    @np.errstate(all="ignore")
+    def compute(self, tensor: Tensor) -> None:
+        arena, parameter = tensor.arena, tensor.arena.parameters[tensor.index]
+        rule, real = arena.group.rule, tensor.update.dtype
+        assert isinstance(rule, Adafactor)
+        if not parameter.size:
+            return
+        xp, step = module_of(arena.data), tensor.counters[0, 0] + 1
+        update, moments = learned(
             xp,
-            parameter.astype(real, copy=False),
-            arena.view(arena.gradients, index).astype(real, copy=False),
-            {name: moment.astype(real, copy=False) for name, moment in moments.items()},
+            tensor.data.astype(real, copy=False),
+            tensor.gradient.astype(real, copy=False),
+            {name: moment.astype(real, copy=False) for name, moment in self._kept[parameter].items()},
             rule,
             (step**rule.beta2_decay).astype(real),
             xp.minimum(step**-0.5, rule.lr).astype(real),
-            eps,
+            _epsilon(arena.dtype) if rule.eps[0] is None else rule.eps[0],
         )
+        tensor.update[...] = update.reshape(-1)
         for name, moment in moments.items():
-            moment[...] = new[name].astype(moment.dtype)
-        parameter[...] = p.astype(parameter.dtype)
+            self._computed[parameter][name][...] = moment
+
+
+def replacement(rule: Adafactor) -> Replacement:
+    """What launches keep moments with."""
+    return Replacement(seed=rule.seed)
 
 
 class _State(LiveState):
@@ -181,7 +221,7 @@ class Factoring(Procedure):
         self._moments: dict[Parameter, Moments] = {}
 
     def _plan(self, backend: Backend, spans: Sequence[ArenaSpan]) -> Steps:
-        return SpanPlan(spans, partial(_step_some, self._moments))
+        return _Plan(backend, spans, self._moments)
 
     @property
     def state(self) -> Mapping[Parameter, dict[str, Any]]:
@@ -199,20 +239,21 @@ class Factoring(Procedure):
                 saved["state"][number] |= {name: hosts[parameter](moment) for name, moment in moments.items()}
         return saved
 
-    def load_state_dict(  # type: ignore[override]  # its state has one form: there is nothing to convert
-        self, state_dict: Mapping[str, Any]
-    ) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
         """Take over a state dict of this library, or of torch with its tensors as NumPy arrays, checked and copied.
+
+        Args:
+            convert: Whether what was kept in another way is converted.
 
         Raises:
             ValueError, TypeError, KeyError: As every optimizer's; nothing has changed then.
         """
-        memories = {p: arena.memory for arena in self.arenas() for p in arena.parameters}
+        arenas = {p: arena for arena in self.arenas() for p in arena.parameters}
         moments = {
-            p: checked_moments(entry, p.shape, f"the state of {p.described}", partial(_copied, memories[p], p.dtype))
+            p: checked_moments(entry, p.shape, f"the state of {p.described}", partial(_copied, arenas[p], convert))
             for p, entry in entries_in(state_dict, self.parameters())
         }
-        super().load_state_dict(without_moments(state_dict))
+        super().load_state_dict(without_moments(state_dict), convert=convert)
         self._moments = moments
 
     def _copied_state(self) -> dict[str, Any]:
@@ -222,7 +263,15 @@ class Factoring(Procedure):
         Factoring.load_state_dict(self, state)
 
 
-def _copied(memory: Any, dtype: np.dtype[Any], what: str, value: Any) -> Any:
-    array = checked_array(what, value, dtype)
-    with memory.here():
-        return memory.asarray(np.array(array.get() if hasattr(array, "get") else array))
+def _copied(arena: Arena, convert: bool, what: str, name: str, value: Any) -> Any:
+    """A saved moment as it is kept here."""
+    check_array(what, value)
+    dtype = _dtype_of(arena, name)
+    if value.dtype != dtype and (not convert or value.dtype.name not in DTYPES):
+        raise TypeError(
+            f"{what} has dtype {value.dtype} and this optimizer keeps {dtype}; nothing is cast silently: build the "
+            f"optimizer with {choice_for(name, value.dtype.name)}, or convert it: {CONVERT}."
+        )
+    host = np.array(value.get() if hasattr(value, "get") else value)
+    with arena.memory.here():
+        return arena.memory.asarray(host.astype(dtype))

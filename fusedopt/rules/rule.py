@@ -53,6 +53,8 @@ class State:
     codes: str | None = "signed"
 
 
+# The options that say how arrays are kept.
+STORAGE_OPTIONS = tuple(field.name for field in dataclasses.fields(CommonOptions) if field.metadata["storage"])
 # What other libraries call some options.
 ELSEWHERE = {"learning_rate": "lr", "beta1": "betas", "beta2": "betas", "epsilon": "eps"}
 
@@ -91,6 +93,7 @@ class Rule(CommonOptions):
         eager_state: Whether the state is made with the optimizer, not at each parameter's first step. (In torch, that
             of param groups that are added later is not.)
         procedure: Whether steps are more than `update` over all elements, and so have no single kernel.
+        no_storages: Why there is no choice of how arrays are kept, and what to choose instead; empty where there is.
     """
 
     state: ClassVar[tuple[str | State, ...]] = ()
@@ -99,6 +102,7 @@ class Rule(CommonOptions):
     reductions: ClassVar[tuple[Reduction, ...]] = ()
     eager_state: ClassVar[bool] = False
     procedure: ClassVar[bool] = False
+    no_storages: ClassVar[str] = ""
 
     def scalars(self, step: Any, a: Any) -> Values:
         """Numbers of this step, in float64, for `update`. Each rule has its own: without it, nothing can be traced.
@@ -169,22 +173,18 @@ class Rule(CommonOptions):
     def _check_storage(self) -> None:
         """Raise ValueError where the options of how arrays are kept contradict each other, or the rule."""
         name, states = type(self).__name__, {state.name: state for state in self.all_states()}
-        given = [option for option in self.storage_options() if getattr(self, option)]
-        if self.procedure and given:
-            raise ValueError(
-                f"{name}: {given[0]} is for optimizers whose step is one launch, and {name}'s is array operations; "
-                f"leave it out."
-            )
+        for option in STORAGE_OPTIONS if self.no_storages else ():
+            if getattr(self, option):
+                raise ValueError(f"{name}: {option} is not for {name}, {self.no_storages}.")
         if self.kahan and self.master_weights:
             raise ValueError(
                 f"{name}: kahan=True and master_weights={self.master_weights!r} both keep what rounding loses; choose "
                 f"master_weights='split', which keeps all of it in as many bytes."
             )
+        names = [*states, *(state for state in self.state_dtypes if state not in states)]
         for state in self.state_dtype if isinstance(self.state_dtype, Mapping) else ():
-            if state not in states:
-                raise ValueError(
-                    f"{name}: state_dtype has {state!r}, and the states are {', '.join(states) or 'none'}."
-                )
+            if state not in names:
+                raise ValueError(f"{name}: state_dtype has {state!r}, and the states are {', '.join(names) or 'none'}.")
         lost = [state for state, dtype in self.state_dtypes.items() if dtype == "int8" and not states[state].codes]
         if lost:
             cure = {state: "float32" if state in lost else dtype for state, dtype in self.state_dtypes.items()}
@@ -280,7 +280,7 @@ class Rule(CommonOptions):
     @classmethod
     def storage_options(cls) -> list[str]:
         """Names of the options that say how arrays are kept."""
-        return [name for name, field in cls.options().items() if field.metadata["storage"]]
+        return [name for name in cls.options() if name in STORAGE_OPTIONS]
 
     def shown(self) -> dict[str, Any]:
         """The options by name, without the common ones that are at their default; with the seed of what is random."""
