@@ -14,6 +14,7 @@ import numpy as np
 from fusedopt.backends import kept as pieces
 from fusedopt.eight_bits import CODES, encode_blocks
 from fusedopt.parameter import DTYPES
+from fusedopt.rules.common_options import STATE_DTYPES
 from fusedopt.rules.rule import Rule, State
 from fusedopt.storage import BESIDE_PARAMETER, MASTER, SCALE, Kept, blocks_of, kept_parameter
 from fusedopt.stored_arrays import StoredArray, stored_arrays
@@ -37,12 +38,13 @@ def shape_of(rule: Rule, key: str, shape: tuple[int, ...], size: int) -> tuple[i
 
 
 def choice_for(key: str, dtype: str) -> str:
-    """The options with which an optimizer keeps such an array."""
+    """The options with which an optimizer keeps such an array; "" where none does."""
     if key == "compensation":
         return "kahan=True"
     if key in PARAMETER_KEYS:
         return f"master_weights={FINER.get((key, dtype), 'float32')!r}"
-    return f"state_dtype={'int8' if dtype == 'uint8' or key.endswith(SCALE) else dtype!r}"
+    name = "int8" if dtype == "uint8" or key.endswith(SCALE) else dtype
+    return f"state_dtype={name!r}" if name in STATE_DTYPES else ""
 
 
 def check_kept(what: str, key: str, dtype: str, stored: Mapping[str, StoredArray]) -> None:
@@ -57,7 +59,8 @@ def check_kept(what: str, key: str, dtype: str, stored: Mapping[str, StoredArray
         ValueError: It keeps none.
         TypeError: It keeps another.
     """
-    build = f"build the optimizer with {choice_for(key, dtype)}, or convert it: {CONVERT}"
+    choice = choice_for(key, dtype)
+    build = f"build the optimizer with {choice}, or convert it: {CONVERT}" if choice else f"convert it: {CONVERT}"
     if key not in stored:
         raise ValueError(f"{what} belongs to another storage, and this optimizer keeps none; {build}.")
     if stored[key].dtype != dtype:

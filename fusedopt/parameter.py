@@ -181,7 +181,7 @@ class Parameter:
             raise TypeError(
                 f"Parameter: grad_dtype of {self._data.dtype} data must be {' or '.join(taken)}, got {grad_dtype!r}."
             )
-        return dtype
+        return np.dtype(dtype)
 
     @property
     def size(self) -> int:

@@ -20,7 +20,7 @@ LAYERS = (
         *("statements", "symbols", "tracing", "traffic", "layout", "parameter", "sparse_gradient", "plain"),
         *("philox", "rounding", "eight_bits", "storage", "stored_arrays"),
     ),
-    ("cuda_text", "compiler", "backends"),
+    ("cuda_text", "compiler", "backends", "conversion"),
     (
         *("groups", "scheduled", "state_dict", "optimizer", "checkpoint", "single_step", "rule_functions", "clipping"),
         "procedures",

@@ -248,6 +248,10 @@ class FarArray(np.ndarray):
         self.notes.append(("copied", self.device.current))
         return super().copy(order)
 
+    def astype(self, dtype):
+        self.notes.append(("copied", self.device.current))
+        return super().astype(dtype)
+
     def __setitem__(self, key, value):
         self.notes.append(("written", self.device.current))
         super().__setitem__(key, value)

@@ -399,6 +399,7 @@ OUTSIDE = {
     "(0, 1)": (0.0, 1.0, -1.0),
     "(1, inf)": (1.0, np.inf),
     "(-inf, inf)": (np.inf,),
+    "[0, 9007199254740992)": (-1.0, 2.0**53, np.inf),
 }
 EDGE = {
     "[0, inf)": (0.0, -0.0, 1e300),
@@ -410,6 +411,7 @@ EDGE = {
     "(0, 1)": (5e-324, np.nextafter(1, 0)),
     "(1, inf)": (np.nextafter(1, 2), 1e300),
     "(-inf, inf)": (-1e300, 1e300),
+    "[0, 9007199254740992)": (0, 2**53 - 1),
 }
 
 
@@ -478,12 +480,14 @@ def test_what_is_no_number_is_refused(case, value):
 @each_case
 @pytest.mark.parametrize("kind", [int, np.float32, np.int64, np.array, Fraction])
 def test_numbers_of_any_kind_become_floats(case, kind):
+    """And whole ones ints."""
     for name, default, ranges in numeric_options(case):
         taken = [(number, place) for place, interval in enumerate(ranges) for number in (0, 1, 2) if number in interval]
         for options in [with_number(default, kind(number), place) for number, place in taken]:
             value = getattr(case.rule(**{name: options}), name)
             parts = value if isinstance(value, tuple) else (value,)
-            assert all(type(part) is float for part in parts)
+            becomes = int if case.rule.options()[name].metadata["whole"] else float
+            assert all(type(part) is becomes for part in parts)
             assert hash(case.rule(**{name: options})) == hash(case.rule(**{name: value}))
 
 

@@ -79,7 +79,8 @@ def hyperparameter(
         "storage": storage,
         "by_state": by_state,
     }
-    return dataclasses.field(default=default, init=not fixed, kw_only=kw_only, metadata=metadata)
+    hashed = False if by_state else None  # a dict cannot be
+    return dataclasses.field(default=default, init=not fixed, kw_only=kw_only, hash=hashed, metadata=metadata)
 
 
 def _intervals(default: Any, text: str | tuple[str, ...]) -> Interval | tuple[Interval, ...] | None:
