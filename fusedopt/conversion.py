@@ -69,7 +69,13 @@ def check_kept(what: str, key: str, dtype: str, stored: Mapping[str, StoredArray
         )
 
 
-def converted(what: str, entry: Mapping[str, Any], rule: Rule, data: Array) -> tuple[dict[str, Any], Array | None]:
+def converted(
+    what: str,
+    entry: Mapping[str, Any],
+    rule: Rule,
+    data: Array,
+    stored: Mapping[str, StoredArray] | None = None,
+) -> tuple[dict[str, Any], Array | None]:
     """A parameter's saved state as an optimizer with this rule keeps it, rounded to the nearest where it must be.
 
     What is kept alike stays as it is, to the bit. States are decoded, and kept again. What makes the parameter finer is
@@ -80,6 +86,7 @@ def converted(what: str, entry: Mapping[str, Any], rule: Rule, data: Array) -> t
         entry: What was saved: arrays of the right shapes, and numbers.
         rule: With the optimizer's options.
         data: The parameter's values, as they are now; flat or in their shape.
+        stored: What the optimizer may keep beside the parameter; None: what the rule says for all of `data`.
 
     Returns:
         The state, and the values that the parameter has then; None where they stay.
@@ -88,7 +95,7 @@ def converted(what: str, entry: Mapping[str, Any], rule: Rule, data: Array) -> t
         ValueError: A master is for a parameter that holds float32 itself and has other values; or codes have no scales.
         TypeError: An array is of a type that no storage has.
     """
-    stored, found = stored_arrays(rule, data.dtype.name, data.size), dict(entry)
+    stored, found = stored or stored_arrays(rule, data.dtype.name, data.size), dict(entry)
     for state in rule.all_states():
         if state.name in entry:
             found.pop(f"{state.name}{SCALE}", None)

@@ -94,10 +94,10 @@ class Binding:
     def _pointers_of(self, arrays: Tensors, numbers: Tensors) -> list[int]:
         return [*map(POINTER, _locals(arrays, self.sharded)), *map(POINTER, numbers)]
 
-    def knows(self, parameter: torch.Tensor, gradient: torch.Tensor, group: ReadGroup) -> bool:
-        """Whether the parameter is a member, of this group, and with gradients like this one."""
+    def knows(self, parameter: torch.Tensor, gradient: torch.Tensor, group: ReadGroup, number: int) -> bool:
+        """Whether the parameter is a member, of this group and of this number, and with gradients like this one."""
         place = self.places.get(id(parameter))
-        if place is None or self.slots[place].group is not group:
+        if place is None or self.slots[place].group is not group or self.slots[place].span.number != number:
             return False
         slot, here = self.slots[place], local(gradient)
         kind = slot.gradient_dtype, slot.size, slot.gradient_strides
@@ -137,24 +137,21 @@ class Binding:
 
 
 def _segments(slots: Sequence[Slot], places: Mapping[int, int]) -> list[tuple[list[int], list[Taker], list[Taker]]]:
-    """Runs of members of one group: the places of their state dicts, and what takes arrays and numbers out of one."""
-    segments: list[tuple[list[int], list[Taker], list[Taker]]] = []
-    last = None
+    """Members of one group with the same keys: the places of their state dicts, and what takes arrays and numbers out
+    of one."""
+    segments: dict[tuple[int, tuple[str, ...]], tuple[list[int], list[Taker], list[Taker]]] = {}
     for slot in slots:
-        rule = slot.group.rule
-        arrays, numbers = (
-            rule.kept_states,
-            [name for name in (rule.counter_key, *rule.scalar_state) if name is not None],
-        )
-        if not arrays and not numbers:
-            continue
-        if slot.group is not last:
-            segments.append(([], list(map(operator.itemgetter, arrays)), list(map(operator.itemgetter, numbers))))
-            last = slot.group
-        segments[-1][0].append(places[id(slot.parameter)])
-    for segment in segments:
+        rule, arrays = slot.group.rule, slot.span.keys
+        kind = id(slot.group), arrays
+        if kind not in segments:
+            numbers = [name for name in (rule.counter_key, *rule.scalar_state) if name is not None]
+            if not arrays and not numbers:
+                continue
+            segments[kind] = ([], list(map(operator.itemgetter, arrays)), list(map(operator.itemgetter, numbers)))
+        segments[kind][0].append(places[id(slot.parameter)])
+    for segment in segments.values():
         segment[0].sort()  # so that all of them are the state dicts as they stand
-    return segments
+    return list(segments.values())
 
 
 Taker = Callable[[Any], torch.Tensor]

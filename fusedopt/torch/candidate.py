@@ -11,10 +11,20 @@ import torch
 
 from fusedopt.rules.rule import Rule, State
 from fusedopt.rules.stages import ROW
-from fusedopt.storage import plain
+from fusedopt.storage import SCALE, Kept, array_dtypes
 from fusedopt.torch import places
 from fusedopt.torch.groups import ReadGroup
 from fusedopt.torch.slots import Copy, Counter, Slot, Span
+from fusedopt.torch.storages import (
+    BESIDE,
+    coded_states,
+    dtypes_by_key,
+    is_scale,
+    new_beside,
+    new_states,
+    scale_shape,
+    storage_beside,
+)
 from fusedopt.torch.tensors import (
     DTYPES,
     has_order,
@@ -32,21 +42,33 @@ Entry = Mapping[str, Any]
 
 
 def begun(parameter: torch.Tensor, entry: dict[str, Any], rule: Rule) -> Counter | None:
-    """Make a parameter's state ahead of its first step, and its counter; neither where it has no memory yet."""
-    if torch.nn.parameter.is_lazy(parameter) or parameter.is_meta:
+    """Make a parameter's state ahead of its first step, and its counter; neither where it has no memory or no kernel.
+
+    What makes it finer begins with that step, from the parameter as it is then.
+    """
+    if torch.nn.parameter.is_lazy(parameter) or parameter.is_meta or parameter.dtype not in DTYPES:
         return None
     counter = Counter(rule, parameter.device)
     entry.update(counter.views)
-    for state in rule.states():
-        entry[state.name] = _new_state(parameter, rule.initial(state), parameter.dtype)
+    kept, order = storage_beside(rule, parameter, parameter.dtype, {}), _working_order(rule, local(parameter))
+    for state, how in zip(rule.states(), kept.states):
+        entry.update(new_states(parameter, rule.initial(state), state, how, order))
     if rule.counter_key is None and rule.kept_states:
         counter.row[0] = 1.0  # a state that is there is not its first gradient
         counter.ages = weakref.ref(entry[rule.kept_states[0]])
     return counter
 
 
-def _new_state(parameter: torch.Tensor, initial: float, dtype: torch.dtype) -> torch.Tensor:
-    return torch.full_like(parameter, initial, dtype=dtype, memory_format=torch.preserve_format).detach()
+def _working_order(rule: Rule, here: torch.Tensor) -> tuple[int, ...]:
+    """The strides of the tensors that the kernel works on: the parameter's, unless rows must lie together."""
+    order, form = memory_order(here), rule.form(tuple(here.shape))
+    if not _in_rows(form) or has_rows(here, order):
+        return order
+    return torch.empty(here.shape, device="meta").stride()
+
+
+def _in_rows(form: Rule) -> bool:
+    return any(stage.over == ROW for stage in form.stages)
 
 
 class Candidate:
@@ -57,6 +79,7 @@ class Candidate:
         parameter, gradient: Two tensors of one shape.
         entry: The parameter's state in `optimizer.state`, or None where it has none yet.
         group: What its param group says.
+        number: Of the parameter in the optimizer.
 
     Raises:
         RuntimeError: The tensors do not go together, or no kernel takes them.
@@ -64,9 +87,15 @@ class Candidate:
     """
 
     def __init__(
-        self, name: str, parameter: torch.Tensor, gradient: torch.Tensor, entry: Entry | None, group: ReadGroup
+        self,
+        name: str,
+        parameter: torch.Tensor,
+        gradient: torch.Tensor,
+        entry: Entry | None,
+        group: ReadGroup,
+        number: int,
     ) -> None:
-        self.name, self.parameter, self.group = name, parameter, group
+        self.name, self.parameter, self.group, self.number = name, parameter, group, number
         alike = self._sharded_alike(gradient)
         self.local, self.gradient = local(parameter), local(alike)
         self.copies = [] if alike is gradient else [Copy(alike, gradient, gradient=True)]
@@ -74,12 +103,15 @@ class Candidate:
         self._check_tensor(self.local, "it")
         self._check_whole()
         self._check_part(self.gradient, "its gradient")
-        self.states = [None if entry is None else entry.get(name) for name in group.rule.kept_states]
-        for name, state in zip(group.rule.kept_states, self.states):
+        entry = {} if entry is None else entry
+        self.storage = storage_beside(group.rule, parameter, self.gradient.dtype, entry)
+        self._dtypes = dtypes_by_key(group.rule, self.storage)
+        self.states = {key: entry.get(key) for key in self._dtypes}
+        for key, state in self.states.items():
             if state is not None:
-                self._check_state(name, state)
-        if entry is not None:
-            self._check_step(entry)
+                self._check_state(key, state)
+        self._check_kept(entry)
+        self._check_step(entry)
 
     @property
     def what(self) -> str:
@@ -129,23 +161,27 @@ class Candidate:
             raise RuntimeError(f"{self.what}: {which} is on the meta device and has no values; materialize it first.")
 
     def _check_part(self, tensor: torch.Tensor, which: str) -> None:
-        """What holds for a gradient and a state beside their parameter."""
+        """What holds for a gradient beside its parameter."""
         self._check_tensor(tensor, which)
-        if tensor.device != self.device:
-            raise RuntimeError(
-                f"{self.what} is on {self.device} and {which} on {tensor.device}; move both to one device."
-            )
-        if tensor.shape != self.local.shape:
-            raise RuntimeError(
-                f"{self.what}: {which} has shape {tuple(tensor.shape)} and the parameter {tuple(self.local.shape)}; "
-                f"they must be equal."
-            )
+        self._check_place(tensor, which, tuple(self.local.shape))
         if not storable(tensor.dtype, self.local.dtype):
             wide = self.local.dtype == torch.float64
             taken = "float32 or float64" if wide else "float32, float16 or bfloat16"
             raise RuntimeError(
                 f"{self.what} has {self.local.dtype} and {which} {tensor.dtype}, where it may have {taken}; convert "
                 f"one of them."
+            )
+
+    def _check_place(self, tensor: torch.Tensor, which: str, shape: tuple[int, ...]) -> None:
+        """Where a tensor is beside its parameter, and that it has this shape."""
+        if tensor.device != self.device:
+            raise RuntimeError(
+                f"{self.what} is on {self.device} and {which} on {tensor.device}; move both to one device."
+            )
+        if tuple(tensor.shape) != shape:
+            theirs = f"the parameter {shape}" if shape == tuple(self.local.shape) else f"its scales {shape}"
+            raise RuntimeError(
+                f"{self.what}: {which} has shape {tuple(tensor.shape)} and {theirs}; they must be equal."
             )
 
     def _check_state(self, name: str, state: Any) -> None:
@@ -156,10 +192,38 @@ class Candidate:
                 f"{self.what} is a {type(self.parameter).__name__} and its state {name!r} a {type(state).__name__}; "
                 f"both must be sharded, or neither."
             )
-        self._check_part(local(state), f"its state {name!r}")
-        others = {local(s).dtype for s in self.states if isinstance(s, torch.Tensor)}
-        if len(others) > 1:
-            raise RuntimeError(f"{self.what}: its states have several dtypes, {others}; convert them to one.")
+        here, which, wanted = local(state), f"its state {name!r}", self._dtypes[name]
+        rule = self.group.rule
+        if is_scale(rule, name):
+            shape = (*self.local.shape[:1], *scale_shape(self.parameter)[1:]) if here is not state else None
+            self._check_place(here, which, shape or scale_shape(self.parameter))
+        elif name in rule.kept_states and rule.state_dtype_of(name) is None and here.dtype != torch.uint8:
+            self._check_part(here, which)
+        else:
+            self._check_place(here, which, tuple(self.local.shape))
+        if here.dtype != wanted:
+            raise RuntimeError(
+                f"{self.what}: {which} has {here.dtype}, and the options of its group keep it in {wanted}; make the "
+                f"optimizer with the options that it was made with, or load it with "
+                f"load_state_dict(state_dict, convert=True)."
+            )
+
+    def _check_kept(self, entry: Entry) -> None:
+        """What somebody else put there, or left, must be all of what belongs together, and nothing that has no use."""
+        rule = self.group.rule
+        for name in coded_states(rule, self.storage):
+            if (self.states[name] is None) != (self.states[f"{name}{SCALE}"] is None):
+                raise RuntimeError(
+                    f"{self.what}: its state {name!r} is in 8-bit codes, which mean nothing without {name + SCALE!r}; "
+                    f"put both there, or neither."
+                )
+        for key in entry:
+            if key not in self._dtypes and (key in BESIDE or is_scale(rule, key)):
+                raise RuntimeError(
+                    f"{self.what}: its state has {key!r}, for which the options of its group, and its dtype "
+                    f"{self.local.dtype}, have no use; make the optimizer with the options that it was made with, or "
+                    f"delete it from optimizer.state."
+                )
 
     def _check_step(self, entry: Entry) -> None:
         step = entry.get(self.group.rule.counter_key) if self.group.rule.counter_key is not None else None
@@ -180,22 +244,38 @@ class Candidate:
         if counter is None or counter.row.device != self.device or not counter.is_of(rule, entry):
             counter = self._new_counter(entry)
             entry.update(counter.views)  # before the arrays, as torch has it
-        dtype = next((local(state).dtype for state in self.states if state is not None), self.local.dtype)
-        for i, state in enumerate(rule.states()):
-            if self.states[i] is None:
-                entry[state.name] = self.states[i] = self._initial_state(state, dtype)
+        order = self._order() if self.storage.blocks else None
+        for state, how in zip(rule.states(), self.storage.states):
+            if self.states[state.name] is None:
+                self._begin(entry, new_states(self.parameter, self._initial(state, how), state, how, order))
+                self._fill(state, how)
+        for key, there in self.states.items():
+            if there is None:
+                self._begin(entry, {key: new_beside(self.parameter, key, self._dtypes[key])})
         if rule.counter_key is None and rule.kept_states:
             counter.ages = weakref.ref(entry[rule.kept_states[0]])
         return self._slot(counter)
 
-    def _initial_state(self, state: State, dtype: torch.dtype) -> torch.Tensor:
-        """A state as it is at first; what it starts from may be a tensor on the device, for which nobody waits."""
-        new = _new_state(self.parameter, self.group.rule.initial(state), dtype)
-        if isinstance(state.initial, str):
-            source = self.group.sources.get(self.group.rule.number_names().index(state.initial))
-            if source is not None:
-                local(new).fill_(source.reshape(()))
-        return new
+    def _begin(self, entry: dict[str, Any], made: Mapping[str, torch.Tensor]) -> None:
+        self.states.update(made)
+        entry.update(made)
+
+    def _source(self, state: State) -> torch.Tensor | None:
+        """What a state starts from, where that is a tensor on the device."""
+        if not isinstance(state.initial, str):
+            return None
+        return self.group.sources.get(self.group.rule.number_names().index(state.initial))
+
+    def _initial(self, state: State, how: Kept) -> float:
+        """What a state starts from, where the host must know it: for 8-bit codes a device is waited for."""
+        source = self._source(state)
+        return float(source) if source is not None and how.codes else self.group.rule.initial(state)
+
+    def _fill(self, state: State, how: Kept) -> None:
+        """Let a new state start from a tensor on the device, for which nobody waits."""
+        source, new = self._source(state), self.states[state.name]
+        if source is not None and not how.codes and new is not None:
+            local(new).fill_(source.reshape(()))
 
     def _new_counter(self, entry: Entry) -> Counter:
         """A counter with the numbers of a state that somebody else made: loaded, copied, or written by hand."""
@@ -207,32 +287,49 @@ class Candidate:
                 view.copy_(value.reshape(()))
             elif value is not None:
                 view.fill_(value)
-        if rule.counter_key is None and any(state is not None for state in self.states):
+        counted = rule.counter_key is not None and rule.counter_key in entry
+        if rule.step_key is None and not counted and any(entry.get(name) is not None for name in rule.kept_states):
             counter.row[0] = 1.0  # a state that is there is not its first gradient
         return counter
 
     def _order(self) -> tuple[int, ...]:
-        """The strides of the tensors that the kernel works on: the parameter's, unless rows must lie together."""
-        order, form = memory_order(self.local), self.group.rule.form(tuple(self.local.shape))
-        in_rows = any(stage.over == ROW for stage in form.stages)
-        if not in_rows or has_rows(self.local, order):
-            return order
-        return torch.empty(self.local.shape, device="meta").stride()
+        """The strides of the tensors that the kernel works on. 8-bit states that are there decide: their blocks follow
+        one another in memory, and cannot be counted in another order."""
+        rule, sharded = self.group.rule, not is_plain(type(self.parameter))
+        codes = [name for name in coded_states(rule, self.storage) if self.states[name] is not None]
+        if sharded and self.storage.blocks:
+            return torch.empty(self.local.shape, device="meta").stride()
+        if not codes:
+            return _working_order(rule, self.local)
+        orders = [memory_order(self.states[name]) for name in codes]  # type: ignore[arg-type]  # they are there
+        form = rule.form(tuple(self.local.shape))
+        if any(order != orders[0] for order in orders) or (_in_rows(form) and not has_rows(self.local, orders[0])):
+            raise RuntimeError(
+                f"{self.what}: the elements of its 8-bit states lie in memory in another order than this step takes "
+                f"them in; make them anew with load_state_dict(state_dict, convert=True)."
+            )
+        return orders[0]
 
     def _slot(self, counter: Counter) -> Slot:
         """Where everything lies; what does not lie in the parameter's order is copied into it."""
-        order, place = self._order(), places.place_of(self.device)
-        tensors = [self.local, self.gradient, *(local(state) for state in self.states if state is not None)]
-        placed = [t if has_order(t, order) and not t.is_neg() else in_order(t, order) for t in tensors]
+        order, place, rule = self._order(), places.place_of(self.device), self.group.rule
+        named = {key: local(state) for key, state in self.states.items() if state is not None}
+        tensors = [self.local, self.gradient, *named.values()]
+        orders = [
+            order,
+            order,
+            *(t.contiguous().stride() if is_scale(rule, key) else order for key, t in named.items()),
+        ]
+        placed = [t if has_order(t, o) and not t.is_neg() else in_order(t, o) for t, o in zip(tensors, orders)]
         self.copies += [Copy(copy, t, t is self.gradient) for copy, t in zip(placed, tensors) if copy is not t]
-        names, size = [DTYPES[tensor.dtype] for tensor in placed], self.local.numel()
         parameter, gradient, *states, counters = place.memories(
             [tensor.data_ptr() for tensor in (*placed, counter.row)],
-            [size] * len(placed) + [counter.row.numel()],
-            [*names, "float64"],
+            [*(tensor.numel() for tensor in placed), counter.row.numel()],
+            [*array_dtypes(self.storage), "float64"],
         )
-        shape = tuple(self.local.shape)
-        kept = plain(names[0], names[1], tuple(names[2:]))
-        span = Span(self.group, size, shape, kept, parameter, gradient, states, counters)
-        dtype, shape, strides = self.gradient.dtype, self.gradient.size(), self.gradient.stride()
-        return Slot(self.parameter, place, span, counter, dtype, shape, strides, placed[1].data_ptr(), self.copies)
+        size, shape = self.local.numel(), tuple(self.local.shape)
+        span = Span(
+            self.group, size, shape, self.storage, parameter, gradient, states, counters, self.number, tuple(named)
+        )
+        dtype, size_here, strides = self.gradient.dtype, self.gradient.size(), self.gradient.stride()
+        return Slot(self.parameter, place, span, counter, dtype, size_here, strides, placed[1].data_ptr(), self.copies)

@@ -15,6 +15,7 @@ from fusedopt.rules.rule import Rule
 from fusedopt.torch import places
 from fusedopt.torch.tensors import number_of
 
+SIMPLE = frozenset({float, bool, int, str, type(None)})
 ROUNDING = 1e-12  # a schedule that ends at zero may end this much below it
 
 
@@ -36,12 +37,15 @@ def _plain(rule: Rule, name: str, value: Any) -> Any:
     tensors = [item for item in items if isinstance(item, torch.Tensor)]
     if any(tensor.numel() != 1 for tensor in tensors):
         raise ValueError(f"{what} as a tensor must have one element, got {value}.")
+    field = type(rule).options()[name]
+    if tensors and (field.metadata["storage"] or (field.metadata["whole"] and field.metadata["common"])):
+        raise TypeError(f"{what} is for the host, which would wait for a tensor; give its value, as with .item().")
     if tensors and len(tensors) != len(items):
         raise ValueError(f"{what} must be all numbers or all tensors, got {value}.")
     if isinstance(value, (tuple, list)):
         return tuple(map(number_of, value))
     value = number_of(value)
-    if isinstance(type(rule).options()[name].default, bool) and not isinstance(value, bool) and value in (0, 1):
+    if isinstance(field.default, bool) and not isinstance(value, bool) and value in (0, 1):
         return bool(value)
     return 0.0 if isinstance(value, float) and -ROUNDING < value < 0 else value
 
@@ -95,7 +99,7 @@ def _read(group: Mapping[str, Any], before: ReadGroup) -> ReadGroup:
         items = value if isinstance(value, (tuple, list)) else (value,)
         count = len(field.default) if isinstance(field.default, tuple) else 1
         # Switches choose the kernel, so that the host must know them.
-        readable = len(items) == count and name not in before.rule.switches()
+        readable = len(items) == count and not is_flag(field) and name not in (*before.rule.switches(), "seed")
         if readable and all(_kernel_reads(item, group) for item in items):
             sources.update({column + i: item for i, item in enumerate(items)})
         else:
@@ -112,6 +116,8 @@ def _frozen(value: Any) -> Any:
     """A value that does not change where its owner writes into a list or an array; tensors are looked at afresh."""
     if isinstance(value, list):
         return tuple(value)
+    if isinstance(value, dict):
+        return dict(value)
     if isinstance(value, np.ndarray):
         return value.item() if value.ndim == 0 else tuple(value.tolist())
     return value
@@ -119,7 +125,7 @@ def _frozen(value: Any) -> Any:
 
 def _has_no_tensor(values: tuple[Any, ...]) -> bool:
     for value in values:
-        if type(value) is not float and type(value) is not bool:
+        if type(value) not in SIMPLE:
             items = value if isinstance(value, (tuple, list)) else (value,)
             if any(isinstance(item, torch.Tensor) for item in items):
                 return False

@@ -32,6 +32,7 @@ from fusedopt.torch.candidate import Candidate, begun
 from fusedopt.torch.groups import ReadGroup, checked_rule, read
 from fusedopt.torch.schedules import Schedules, found_in, rule_at
 from fusedopt.torch.slots import Counter
+from fusedopt.torch.storages import check_group, options_of, start_again
 from fusedopt.torch.tensors import local, placements, untraced
 
 Self = TypeVar("Self", bound="Optimizer")
@@ -157,6 +158,8 @@ class Optimizer(torch.optim.Optimizer):
                 rule = rule_at(self.rule(), schedules, 0, entry)
             for name, p in named_tensors(param_group.get("params")):
                 self._check_parameter(rule, f"parameter {name} of group {number}", p)
+            with of_group(number):
+                check_group(rule, {f"parameter {name}": p for name, p in named_tensors(param_group.get("params"))})
             check_lengths([*self.schedules, schedules])
             param_group |= {name: getattr(rule, name) for name in schedules}
         super().add_param_group(param_group)
@@ -195,13 +198,27 @@ class Optimizer(torch.optim.Optimizer):
             if not self._schedules.take(self.param_groups):
                 raise
             new = self._read()
+        for number, (now, before) in enumerate(zip(new, self._reads)):
+            self._check_kept_alike(number, now, before)
         for now, before in zip(new, self._reads):
             if now is not before:
-                if now.rule.flags != before.rule.flags:
+                if now.rule.flags != before.rule.flags or options_of(now.rule) != options_of(before.rule):
                     self._binding = None
                 vars(before).update(vars(now))  # in place, since plans hold on to it
                 if self._binding is not None:
                     self._binding.version += 1
+
+    def _check_kept_alike(self, number: int, now: ReadGroup, before: ReadGroup) -> None:
+        """Raise ValueError for a group whose options say otherwise how the arrays are kept that are there."""
+        if now is before or not before.numbers or (new := options_of(now.rule)) == options_of(before.rule):
+            return
+        if any(self.state.get(p) for p in self.param_groups[number]["params"]):
+            name = next(name for name, value in options_of(before.rule).items() if new[name] != value)
+            raise ValueError(
+                f"param group {number}: {name} says how the arrays are kept that are there, and became {new[name]!r}; "
+                f"set it back to {getattr(before.rule, name)!r}, or make a new optimizer with {name}={new[name]!r} and "
+                f"give it this one's state by load_state_dict(state_dict, convert=True)."
+            )
 
     def _check_new_keys(self) -> None:
         """Raise KeyError for a misspelt option that was written into a group: where the number of its keys changed,
@@ -230,6 +247,15 @@ class Optimizer(torch.optim.Optimizer):
         group's count becomes the largest step of its parameters. An optimizer that counts no steps, as SGD, warns.
         """
         self._schedules.sync(self.param_groups, self.state)
+        return self
+
+    @torch.no_grad()
+    def reload_masters(self: Self) -> Self:
+        """Let masters, remainders and compensations start again from the parameters: after weights were written into
+        these, which a master would undo at the next step."""
+        for p, entry in self.state.items():
+            if isinstance(p, torch.Tensor) and isinstance(entry, Mapping):
+                start_again(p, entry)
         return self
 
     def upload_hyperparameters(self) -> None:
@@ -338,16 +364,21 @@ class Optimizer(torch.optim.Optimizer):
             # Each such gradient is redistributed once, by all processes, whatever else one of them has to read anew.
             self._binding = binding = Binding(binding.sizes)
         stepping: list[torch.Tensor] = []
-        candidates, following = [], iter(gradients)
+        candidates: list[Candidate] = []
+        following, first = iter(gradients), 0
         for number, (group, said) in enumerate(zip(self.param_groups, self._reads)):
-            names, before = group.get("param_names"), len(stepping)
+            names, before, known = group.get("param_names"), len(stepping), len(candidates)
             for i, (p, gradient) in enumerate(zip(group["params"], following)):
                 if gradient is None:
                     continue
                 stepping.append(p)
-                if not binding.knows(p, gradient, said):
+                if not binding.knows(p, gradient, said, first + i):
                     name = repr(names[i]) if names else f"{i} of group {number}"
-                    candidates.append(Candidate(name, p, gradient, self.state.get(p), said))
+                    candidates.append(Candidate(name, p, gradient, self.state.get(p), said, first + i))
+            first += len(group["params"])
+            if len(candidates) > known:
+                with of_group(number):
+                    check_group(said.rule, {f"parameter {i}": p for i, p in enumerate(group["params"])})
             check_norm(said.rule, number, (str(p.device) for p in stepping[before:]))
         selection = None if candidates else binding.selection(stepping, params, absent)
         if selection is not None:
@@ -362,7 +393,8 @@ class Optimizer(torch.optim.Optimizer):
         for gone in [p for p in counters if id(p) not in current]:
             del counters[gone]
         for candidate in candidates:
-            entry = self.state[candidate.parameter] if candidate.group.rule.counts else {}
+            keeps = candidate.group.rule.counts or candidate.storage.beside
+            entry = self.state[candidate.parameter] if keeps else {}
             slots.append(candidate.made_ready(entry, counters.get(candidate.parameter)))
             counters[candidate.parameter] = slots[-1].counter
         if any(slot.copies for slot in slots) and len(slots) < len(stepping):
@@ -382,9 +414,9 @@ class Optimizer(torch.optim.Optimizer):
     def share_memory(self) -> None:
         """Move the state arrays that are there to memory that processes share, as `torch.optim.Adagrad` can."""
         for p, entry in self.state.items():
-            for name in self.rule().kept_states if isinstance(p, torch.Tensor) else ():
-                if name in entry:
-                    entry[name].share_memory_()
+            for value in entry.values() if isinstance(p, torch.Tensor) else ():
+                if isinstance(value, torch.Tensor) and not value._is_view():  # which counters are
+                    value.share_memory_()  # type: ignore[no-untyped-call]  # torch's
 
     @untraced
     def state_dict(self) -> dict[str, Any]:
@@ -398,7 +430,10 @@ class Optimizer(torch.optim.Optimizer):
             numbers.setdefault(id(p), len(numbers))
         written = _state_dict.written(self.state, self.param_groups, self._counters)
         state_dict = {
-            "state": {numbers[id(p)] if isinstance(p, torch.Tensor) else p: entry for p, entry in written.items()},
+            "state": {
+                numbers[id(p)] if isinstance(p, torch.Tensor) else p: _state_dict.sendable(entry)
+                for p, entry in written.items()
+            },
             "param_groups": [
                 {key: value for key, value in group.items() if key != "params"}
                 | {"params": [numbers[id(p)] for p in group["params"]]}
@@ -411,14 +446,19 @@ class Optimizer(torch.optim.Optimizer):
 
     @untraced
     @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any], convert: bool = False) -> None:
         """Take over a state dict of torch.optim or of this library: checked whole, then copied, and never cast.
 
         An option that follows a schedule here goes on to follow it, from the step that was saved.
 
+        Args:
+            convert: Whether state that was kept in another way is converted to how this optimizer keeps its own,
+                rounded to the nearest; else it is refused. Masters are taken together with the parameters: load these
+                first.
+
         Raises:
-            ValueError: Counts of groups or parameters, shapes, or a value do not fit.
-            TypeError: A state is no tensor, or its dtype does not go with the parameter's.
+            ValueError: Counts of groups or parameters, shapes, or a value do not fit; or another storage.
+            TypeError: A state is no tensor, or of another dtype than it is kept in.
             KeyError: A state is missing.
         """
         state_dict = state_dict.copy()
@@ -426,14 +466,14 @@ class Optimizer(torch.optim.Optimizer):
             state_dict = pre_hook(self, state_dict) or state_dict
         schedules, groups = self._schedules, self.param_groups
         schedules.take(groups)
-        schedules.count_from(groups, self._load(state_dict))
+        schedules.count_from(groups, self._load(state_dict, convert))
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
-    def _load(self, state_dict: dict[str, Any]) -> list[int]:
+    def _load(self, state_dict: dict[str, Any], convert: bool) -> list[int]:
         """Take over a state dict; how many steps each group has had."""
         followed = self._schedules.of(self.param_groups)
-        return _state_dict.load(state_dict, followed, self.rule(), self.state, self._counters)
+        return _state_dict.load(state_dict, followed, self.rule(), self.state, self._counters, convert)
 
     def __getstate__(self) -> dict[str, Any]:
         self._schedules.take(self.param_groups)

@@ -43,7 +43,11 @@ class Counter:
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A parameter as the backends see it, which is `layout.Span`."""
+    """A parameter as the backends see it, which is `layout.Span`.
+
+    Attributes:
+        keys: Of `states`, in `optimizer.state`.
+    """
 
     group: ReadGroup
     size: int
@@ -53,7 +57,8 @@ class Span:
     gradient: Any
     states: list[Any]
     counters: Any
-    number: int = 0
+    number: int
+    keys: tuple[str, ...]
     parameters: int = 1
 
 

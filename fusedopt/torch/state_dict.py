@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 
+from fusedopt.conversion import check_kept, storage_keys
 from fusedopt.rules.rule import Rule
 from fusedopt.scheduled import loaded_steps, rules_in_force
 from fusedopt.state_dict import checked_entry, checked_groups
+from fusedopt.storage import SCALE
+from fusedopt.stored_arrays import StoredArray
+from fusedopt.torch.conversion import converted_entry, received, sent, stored_beside
 from fusedopt.torch.groups import checked_rule
 from fusedopt.torch.schedules import Followed
 from fusedopt.torch.slots import Counter
-from fusedopt.torch.tensors import is_plain, storable
+from fusedopt.torch.storages import BESIDE, is_scale, like_scale, scale_shape, start_again
+from fusedopt.torch.tensors import DTYPES, has_order, is_plain, local, memory_order, storable
 
 State = Mapping[torch.Tensor, Mapping[str, Any]]
 
@@ -47,6 +51,13 @@ def written(state: State, groups: Sequence[Mapping[str, Any]], counters: Mapping
     return copied
 
 
+def sendable(entry: Any) -> Any:
+    """A parameter's state, with DTensors of types that processes can send to one another."""
+    if not isinstance(entry, Mapping):
+        return entry
+    return {key: sent(value) if isinstance(value, torch.Tensor) else value for key, value in entry.items()}
+
+
 def _on_host(rows: Sequence[torch.Tensor]) -> list[list[float]]:
     """The numbers in some tensors of one shape; each device is waited for once."""
     found: dict[int, list[float]] = {}
@@ -69,8 +80,12 @@ def load(
     rule: Rule,
     state: dict[Any, Any],
     counters: Mapping[torch.Tensor, Counter],
+    convert: bool = False,
 ) -> list[int]:
     """Check all of a state dict, then copy it: into the tensors that are there, where they fit.
+
+    Args:
+        convert: Whether what was kept in another way is converted.
 
     Returns:
         The count of steps of each group's schedules.
@@ -79,39 +94,33 @@ def load(
         ValueError, TypeError, KeyError: As `fusedopt.Optimizer.load_state_dict`.
     """
     groups, scheduled = [some.group for some in followed], [some.schedules for some in followed]
-    rules, extras, found = checked_groups(saved, groups, [rule] * len(groups), scheduled, checked_rule)
+    kept = [_kept_as(rule, group) for group in groups]
+    rules, extras, found = checked_groups(saved, groups, kept, scheduled, checked_rule, convert)
     params = [(p, rule) for group, rule in zip(groups, rules) for p in group["params"]]
     names = [name for group in groups for name in names_of(group)]
-    checked = [
-        (p, rule, checked_entry(entry, rule, name, partial(_tensor, parameter=p)))
-        for (p, rule), name, entry in zip(params, names, found)
-    ]
-    entries = iter([loaded for _, _, loaded in checked])
+    loads = [_Load(p, rule, name, entry, convert) for (p, rule), name, entry in zip(params, names, found)]
+    entries = iter([load.entry for load in loads])
     steps = loaded_steps(extras, rules, scheduled, [list(islice(entries, len(group["params"]))) for group in groups])
     in_force = rules_in_force(rules, scheduled, steps, checked_rule)
     for some, schedules, entry, rule, extra in zip(followed, scheduled, saved["param_groups"], in_force, extras):
         for name, field in rule.options().items():
-            if name in entry and field.init and name not in schedules:
+            if name in entry and field.init and name not in schedules and not field.metadata["storage"]:
                 _assign(some.group, name, entry[name])
         some.group.update(extra)
         some.write(rule)
-    for p, rule, loaded in checked:
-        if loaded is None:
-            state.pop(p, None)
-        else:
-            state[p] = _filled(p, rule, loaded, state.get(p, {}), counters.get(p))
+    for load in loads:
+        load.fill(state, counters)
     return steps
+
+
+def _kept_as(rule: Rule, group: Mapping[str, Any]) -> Rule:
+    """A rule with a group's options of how arrays are kept."""
+    return checked_rule(rule, {name: group[name] for name in rule.storage_options() if name in group})
 
 
 def names_of(group: Mapping[str, Any]) -> Iterable[str]:
     names = group.get("param_names") or [str(i) for i in range(len(group["params"]))]
     return (f"parameter {name!r} (shape {tuple(p.shape)})" for name, p in zip(names, group["params"]))
-
-
-def _tensor(what: str, key: str, value: Any, parameter: torch.Tensor) -> torch.Tensor:
-    if isinstance(value, torch.Tensor) and value.shape != parameter.shape:
-        raise ValueError(f"{what} has shape {tuple(value.shape)} and the parameter {tuple(parameter.shape)}.")
-    return checked_tensor(what, value, parameter)
 
 
 def checked_tensor(what: str, value: Any, parameter: torch.Tensor) -> torch.Tensor:
@@ -121,17 +130,22 @@ def checked_tensor(what: str, value: Any, parameter: torch.Tensor) -> torch.Tens
         TypeError: It is no tensor, or of a dtype that does not.
         ValueError: One of the two is a DTensor, say, and the other is not.
     """
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{what} must be a tensor, got {type(value).__name__}; convert it, as with torch.from_numpy.")
-    if is_plain(type(value)) != is_plain(type(parameter)):
-        kinds = f"{type(value).__name__} and the parameter a {type(parameter).__name__}"
-        raise ValueError(f"{what} is a {kinds}; use torch.distributed.checkpoint.state_dict.set_state_dict.")
+    _check_kind(what, value, parameter)
     if not storable(value.dtype, parameter.dtype):
         raise TypeError(
             f"{what} has {value.dtype}, which does not go with a parameter of {parameter.dtype}; nothing is cast "
             f"silently: convert it where that is meant."
         )
-    return value
+    kept: torch.Tensor = value
+    return kept
+
+
+def _check_kind(what: str, value: Any, parameter: torch.Tensor) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{what} must be a tensor, got {type(value).__name__}; convert it, as with torch.from_numpy.")
+    if is_plain(type(value)) != is_plain(type(parameter)):
+        kinds = f"{type(value).__name__} and the parameter a {type(parameter).__name__}"
+        raise ValueError(f"{what} is a {kinds}; use torch.distributed.checkpoint.state_dict.set_state_dict.")
 
 
 def _assign(group: dict[str, Any], name: str, value: Any) -> None:
@@ -143,31 +157,101 @@ def _assign(group: dict[str, Any], name: str, value: Any) -> None:
         group[name] = tuple(value) if isinstance(value, list) else copy.deepcopy(value)
 
 
-def _filled(
-    p: torch.Tensor, rule: Rule, loaded: Mapping[str, Any], entry: Mapping[str, Any], counter: Counter | None
-) -> dict[str, Any]:
-    """The state of a parameter with loaded values, in the tensors that it has, or in new ones like the parameter."""
-    filled = dict(entry) if isinstance(entry, dict) else {}
-    live = counter.views if counter is not None and counter.is_of(rule, entry) else {}
-    for key in list(filled):
-        if key not in loaded:
-            del filled[key]
-    for key, value in loaded.items():
+class _Load:
+    """What a state dict has for a parameter: checked when it is made, and nothing changed; then filled in.
+
+    Attributes:
+        entry: Its numbers and tensors by key; None where it has no state.
+    """
+
+    def __init__(self, p: torch.Tensor, rule: Rule, described: str, found: Any, convert: bool) -> None:
+        self._p, self._rule = p, rule
+        self._stored: dict[str, StoredArray] = {}
+        self._moved: torch.Tensor | None = None  # the values that the parameter has after a conversion
+        if isinstance(found, Mapping):
+            found = {key: received(key, value) for key, value in found.items() if value is not None}
+            if found and p.dtype in DTYPES:
+                self._stored = stored_beside(rule, p, found)
+                found = self._converted(described, found) if convert else found
+        self.entry = checked_entry(found, rule, described, self._tensor)
+        for key in self._stored.keys() & (self.entry or {}).keys():
+            scale = f"{key}{SCALE}"
+            if scale in self._stored and self.entry is not None and scale not in self.entry:
+                raise KeyError(f"the state of {described} lacks {scale!r}, without which 8-bit codes mean nothing.")
+
+    def _converted(self, described: str, found: Mapping[str, Any]) -> dict[str, Any]:
+        what, rule = f"the state of {described}", self._rule
+        for key in {*storage_keys(rule), *(state.name for state in rule.all_states())} & found.keys():
+            self._check_shape(f"{what}: {key}", key, found[key])
+            _check_kind(f"{what}: {key}", found[key], self._p)
+        entry, self._moved = converted_entry(what, found, rule, self._p, self._stored)
+        return entry
+
+    def _tensor(self, what: str, key: str, value: Any) -> torch.Tensor:
+        """A saved tensor, where it is what is kept under the key."""
+        self._check_shape(what, key, value)
+        _check_kind(what, value, self._p)
+        if key in {state.name for state in self._rule.all_states()} and value.dtype != torch.uint8:
+            checked_tensor(what, value, self._p)
+        check_kept(what, key, str(value.dtype).removeprefix("torch."), self._stored)
+        tensor: torch.Tensor = value
+        return tensor
+
+    def _check_shape(self, what: str, key: str, value: Any) -> None:
         if not isinstance(value, torch.Tensor):
-            if key in live:
+            return
+        right = tuple(self._p.shape)
+        if is_scale(self._rule, key):
+            right = scale_shape(self._p)
+            if is_plain(type(self._p)) and value.numel() == right[-1]:  # of a DTensor's, a row for each of its rows
+                return
+        if tuple(value.shape) != right:
+            whole = "the parameter" if right == tuple(self._p.shape) else "those of the parameter"
+            raise ValueError(f"{what} has shape {tuple(value.shape)} and {whole} {right}.")
+
+    def fill(self, state: dict[Any, Any], counters: Mapping[torch.Tensor, Counter]) -> None:
+        """Copy everything into the tensors that are there, or into new ones like the parameter."""
+        p, rule, counter = self._p, self._rule, counters.get(self._p)
+        if self._moved is not None:
+            local(p).copy_(self._moved)
+        if self.entry is None:
+            state.pop(p, None)
+            return
+        before = state.get(p, {})
+        filled = state[p] = dict(before) if isinstance(before, dict) else {}
+        live = counter.views if counter is not None and counter.is_of(rule, before) else {}
+        for key in filled.keys() - self.entry.keys():
+            if key in BESIDE & self._stored.keys():
+                start_again(p, {key: filled[key]})
+            else:
+                del filled[key]
+        for key, value in self.entry.items():
+            if isinstance(value, torch.Tensor):
+                filled[key] = self._copied(key, value, filled.get(key))
+            elif key in live:
                 live[key].fill_(value)
             else:
                 filled[key] = _as_torch_has_it(value, "cpu")  # until the first step makes a counter of it
-            continue
-        ours = filled.get(key)
-        if not isinstance(ours, torch.Tensor) or (ours.dtype, ours.device, ours.shape) != (
-            value.dtype,
-            p.device,
-            p.shape,
-        ):
-            filled[key] = ours = torch.empty_like(p, dtype=value.dtype, memory_format=torch.preserve_format)
-        ours.copy_(value)
-    first = filled.get(rule.kept_states[0]) if rule.kept_states else None
-    if counter is not None and counter.ages is not None and first is not None and counter.ages() is first:
-        counter.row[0] = 1.0
-    return filled
+        first = filled.get(rule.kept_states[0]) if rule.kept_states else None
+        if counter is not None and counter.ages is not None and first is not None and counter.ages() is first:
+            counter.row[0] = 1.0
+
+    def _copied(self, key: str, value: torch.Tensor, ours: Any) -> torch.Tensor:
+        p, scale = self._p, is_scale(self._rule, key)
+        shape = scale_shape(p) if scale else p.shape
+        kind = value.dtype, p.device, shape
+        if not isinstance(ours, torch.Tensor) or (ours.dtype, ours.device, tuple(ours.shape)) != kind:
+            ours = None
+        in_codes = value.dtype == torch.uint8 and is_plain(type(p))
+        order = memory_order(value) if in_codes else None  # in which its blocks follow one another
+        if ours is not None and order is not None and not has_order(ours, order):
+            ours = None
+        if ours is None:
+            if scale:
+                ours = like_scale(p, 0.0)
+            elif order is not None:
+                ours = torch.empty_strided(p.shape, order, dtype=value.dtype, device=p.device)
+            else:
+                ours = torch.empty_like(p, dtype=value.dtype, memory_format=torch.preserve_format)
+        copied: torch.Tensor = ours.copy_(value.reshape(shape) if scale else value)
+        return copied

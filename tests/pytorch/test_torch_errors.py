@@ -15,6 +15,7 @@ import fusedopt.torch
 from cases import CASES, ONE_OF_EACH_KIND, Case, each_of_torchs
 from cases import each_kind as each_case
 from fusedopt.procedures import BASES
+from fusedopt.rules.hyperparameter import is_flag
 
 INFOS = [info for info in optim_db if info.name in {case.name for case in CASES}]
 KINDS = [getattr(fusedopt.torch, case.name) for case in CASES if case.name in fusedopt.torch.__all__]
@@ -327,12 +328,27 @@ def _outside(interval):
     return wrong + [(f"{what} tensor", torch.tensor(x), error) for what, x, error in wrong if isinstance(x, float)]
 
 
+STORAGES = [
+    ("master_weights", "half", ValueError, "half"),
+    ("master_weights", torch.tensor(1.0), TypeError, "tensor"),
+    ("kahan", 2, TypeError, "2"),
+    ("stochastic_rounding", torch.tensor(True), TypeError, "tensor"),
+    ("state_dtype", "int4", ValueError, "int4"),
+    ("state_dtype", {"nothing": "int8"}, ValueError, "of a state that is not there"),
+    ("seed", -1, ValueError, "negative"),
+    ("seed", 0.5, ValueError, "a half"),
+    ("seed", torch.tensor(1), TypeError, "tensor"),
+]
+
+
 def _wrong_values():
     one = torch.tensor(0.9)
     for case in ONE_OF_EACH_KIND:
         for name, field in case.rule.options().items():
-            if field.init and not isinstance(field.default, bool):
+            if field.init and not is_flag(field) and not field.metadata["whole"]:
                 yield from _out_of_range(case, name, field)
+        for name, value, error, what in STORAGES:
+            yield Wrong(case, name, value, error, what)
         yield Wrong(case, "lr", torch.tensor([0.1, 0.2]), ValueError, "two elements")
         yield Wrong(case, "lr", torch.tensor([]), ValueError, "no element")
         yield Wrong(case, "lr", None, TypeError, "None")

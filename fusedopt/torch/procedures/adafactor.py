@@ -34,14 +34,14 @@ class Factoring(Procedure):
         if entry := self.state.get(p):
             checked_moments(entry, tuple(p.shape), f"the state of {what}", lambda what, value: value)
 
-    def _load(self, state_dict: dict[str, Any]) -> list[int]:
+    def _load(self, state_dict: dict[str, Any], convert: bool) -> list[int]:
         params = list(chain.from_iterable(group["params"] for group in self.param_groups))
         names = dict(zip(params, chain.from_iterable(map(names_of, self.param_groups))))
         loaded = {
             p: checked_moments(entry, tuple(p.shape), f"the state of {names[p]}", partial(_copied, p))
             for p, entry in entries_in(state_dict, params)
         }
-        steps = super()._load(without_moments(state_dict))
+        steps = super()._load(without_moments(state_dict), convert)
         for p, moments in loaded.items():
             self.state[p] = {"step": _step(number_of(self.state[p]["step"])), **moments}
         return steps

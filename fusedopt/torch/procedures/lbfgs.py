@@ -94,10 +94,10 @@ class QuasiNewton(Procedure):
         self._schedules.count_step(self.param_groups)
         return flat.value
 
-    def _load(self, state_dict: dict[str, Any]) -> list[int]:
+    def _load(self, state_dict: dict[str, Any], convert: bool) -> list[int]:
         params = self.param_groups[0]["params"]
         history = history_of(first_entry(state_dict), "the state of LBFGS", self._vector)
-        steps = super()._load({**state_dict, "state": {}})
+        steps = super()._load({**state_dict, "state": {}}, convert)
         if entry := history.entry(self.param_groups[0]["history_size"]):
             self.state[params[0]] = entry
         return steps

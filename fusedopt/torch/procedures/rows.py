@@ -78,8 +78,8 @@ class RowWise(Procedure):
             entry["step"] += 1  # in place: it may be the counter that a launch reads
         return entry
 
-    def _load(self, state_dict: dict[str, Any]) -> list[int]:
-        steps = super()._load(state_dict)
+    def _load(self, state_dict: dict[str, Any], convert: bool) -> list[int]:
+        steps = super()._load(state_dict, convert)
         if self.rule.procedure:
             for entry in self.state.values():
                 entry["step"] = int(number_of(entry["step"]))  # as torch has it
