@@ -80,7 +80,11 @@ def rule_text(variants: Sequence[Variant], hyperparameters: Sequence[str], scala
         f"constexpr int HYPERPARAMETERS = {len(hyperparameters)};  // {', '.join(hyperparameters)}",
         f"constexpr int SCALARS = {scalars};",
         f"constexpr int STATES = {states};",
-        *(["constexpr int SEED = {};".format(list(hyperparameters).index("seed"))] if "seed" in hyperparameters else []),
+        *(
+            ["constexpr int SEED = {};".format(list(hyperparameters).index("seed"))]
+            if "seed" in hyperparameters
+            else []
+        ),
         f"constexpr int CONSTANTS = {max(len(launch.traced.constants) for launch in launches)};",
         f"constexpr int STAGES = {SLOTS if stages else 0};",
         f"constexpr int RESULTS = {results_of([variant.traced for variant in variants])};",

@@ -1,4 +1,4 @@
-"""Procedures over arrays as launches: what array operations compute of whole tensors is carried out by kernels.
+"""Procedures as launches around what other operations compute of whole tensors: their updates.
 
 So what keeps a parameter finer, rounds it at random or keeps a state in 8 bits is a matter of the launch, with the bits
 of every rule; no procedure knows of it.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from fusedopt.backends import Backend, Plan
-from fusedopt.layout import Arena, ArenaSpan, HasRule, offsets_of
+from fusedopt.layout import ArenaSpan, HasRule, Span, offsets_of
+from fusedopt.parameter import Parameter
 from fusedopt.procedures.launched_rules import Movement
 from fusedopt.rules.rule import Rule
 from fusedopt.storage import Kept, Storage, storage
@@ -53,147 +54,188 @@ class TensorSpan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A parameter of an arena, and where its update is computed.
+class Task:
+    """The step of one parameter.
 
     Attributes:
-        update: Flat, of the arithmetic's type.
+        span: The parameter with its gradient and all that is kept beside it.
+        update: Flat memory for its update, of the arithmetic's type, as the backend takes it.
     """
 
-    arena: Arena
-    index: int
+    span: Span
     update: Any
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.arena.parameters[self.index].shape
+    def states(self) -> Sequence[Any]:
+        """The arrays of the rule's states."""
+        return self.span.states[: len(self.span.storage.states)]
 
     @property
-    def data(self) -> Any:
-        """The parameter's values, in its shape."""
-        return self.arena.view(self.arena.data, self.index)
+    def beside_parameter(self) -> Sequence[Any]:
+        """What keeps the parameter finer."""
+        first = len(self.span.storage.states)
+        return self.span.states[first : first + bool(self.span.storage.parameter.beside)]
 
     @property
-    def gradient(self) -> Any:
-        return self.arena.view(self.arena.gradients, self.index)
+    def scales(self) -> Sequence[Any]:
+        """Those of 8-bit states."""
+        return self.span.states[len(self.span.storage.states) + len(self.beside_parameter) :]
 
-    @property
-    def counters(self) -> Any:
-        return self.arena.counters[self.index : self.index + 1]
-
-    @property
-    def number(self) -> int:
-        return self.arena.numbers[self.index]
-
-    def kept(self, *keys: str) -> list[Any]:
-        """What is kept beside the parameter under these keys, flat."""
-        arena = self.arena
-        return [arena.part(key, self.index, arena.state(key)).reshape(-1) for key in keys]
+    def launched(
+        self, group: LaunchGroup, kept: Storage, parameter: Any, gradient: Any, states: Sequence[Any]
+    ) -> TensorSpan:
+        """A launch for all elements of the parameter, with its counter and its random numbers."""
+        span = self.span
+        arrays = parameter, gradient, states
+        return TensorSpan(group, span.size, span.shape, kept, *arrays, span.counters, span.number)
 
     def moved(self, group: LaunchGroup) -> TensorSpan:
         """The launch that moves the parameter by its update."""
-        parameter, data = self.arena.storage.parameter, self.data.reshape(-1)
-        how = storage(parameter, Kept(self.update.dtype.name), ())
-        beside = self.kept(*filter(None, (parameter.beside_key,)))
-        return TensorSpan(group, len(data), self.shape, how, data, self.update, beside, self.counters, self.number)
+        kept = self.span.storage
+        how = storage(kept.parameter, Kept(kept.real), ())
+        return self.launched(group, how, self.span.parameter, self.update, self.beside_parameter)
+
+
+T = TypeVar("T", bound=Task)
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
-    """Some tensors whose updates are there together.
+class Batch(Generic[T]):
+    """Some tasks whose updates are there together.
 
     Attributes:
-        before, after: What is launched before these are computed, and after, in order.
+        before: What is launched before these are computed, which reads the gradients.
+        after: And after, in order.
     """
 
-    tensors: list[Tensor]
-    before: list[Plan]
+    tasks: Sequence[T]
+    before: Plan | None
     after: list[Plan]
 
 
-class LaunchPlan(ABC):
-    """Spans on one device, whose updates are computed a batch at a time; see `backends.Steps`."""
+class LaunchPlan(ABC, Generic[T]):
+    """Tasks on one device, done a batch at a time; a `backends.Plan`.
 
-    def __init__(self, backend: Backend, spans: Sequence[ArenaSpan]) -> None:
+    Args:
+        backend: Of the device.
+        batches: The tasks.
+    """
+
+    def __init__(self, backend: Backend, batches: Sequence[Sequence[T]]) -> None:
         self._backend = backend
         self._groups: dict[Any, tuple[HasRule, LaunchGroup]] = {}
-        self._batches = [self._made_ready(tensors) for tensors in _batches(backend, spans)]
+        self._batches = [self._made_ready(tasks) for tasks in batches]
 
     @abstractmethod
     def movement(self, rule: Any) -> Movement:
         """How parameters of a group with this rule move by their updates."""
 
     @abstractmethod
-    def compute(self, tensor: Tensor) -> None:
-        """Write a tensor's update."""
+    def compute(self, task: T) -> None:
+        """Write an update."""
 
-    def before(self, tensor: Tensor) -> list[TensorSpan]:
-        """What is launched before its update is computed: spans of one class of rules."""
+    def before(self, task: T) -> TensorSpan | None:
+        """What is launched before an update is computed: its gradient is the parameter's."""
+        return None
+
+    def after(self, task: T) -> list[TensorSpan]:
+        """What is launched before the parameter moves."""
         return []
 
-    def after(self, tensor: Tensor) -> list[TensorSpan]:
-        """What is launched before it moves, likewise."""
-        return []
-
-    def group(self, tensor: Tensor, rule_of: Callable[[Any], Rule]) -> LaunchGroup:
-        """The tensor's group with the rule that follows from its own: the same one for all of its tensors."""
-        own = tensor.arena.group
+    def group(self, task: T, rule_of: Callable[[Any], Rule]) -> LaunchGroup:
+        """The param group with the rule that follows from its own: the same one for all of its tasks."""
+        own = task.span.group
         return self._groups.setdefault((id(own), rule_of), (own, LaunchGroup(rule_of(own.rule))))[1]
 
-    def _made_ready(self, tensors: list[Tensor]) -> Batch:
-        before = [span for tensor in tensors for span in self.before(tensor)]
-        after = [span for tensor in tensors for span in self.after(tensor)]
-        moved = [tensor.moved(self.group(tensor, self.movement)) for tensor in tensors]
+    def _made_ready(self, tasks: Sequence[T]) -> Batch[T]:
+        before = [span for task in tasks if (span := self.before(task)) is not None]
+        after = [span for task in tasks for span in self.after(task)]
+        moved = [task.moved(self.group(task, self.movement)) for task in tasks]
         plan = self._backend.plan
-        return Batch(tensors, [plan(before)] if before else [], [*([plan(after)] if after else []), plan(moved)])
+        return Batch(tasks, plan(before) if before else None, [plan(some) for some in (after, moved) if some])
 
     def refresh(self) -> None:
         """Take over the numbers of the groups' rules."""
         for (_, rule_of), (own, made) in self._groups.items():
             made.rule = rule_of(own.rule)
         for batch in self._batches:
-            for plan in (*batch.before, *batch.after):
-                plan.refresh()
+            for plan in (batch.before, *batch.after):
+                if plan is not None:
+                    plan.refresh()
+
+    def move(self, addresses: Sequence[int]) -> None:
+        """Read the gradients from elsewhere: an address for each task."""
+        first = 0
+        for batch in self._batches:
+            last = first + len(batch.tasks)
+            if batch.before is not None:
+                batch.before.move(addresses[first:last])
+            first = last
 
     def step(self, grad_scale: Any, found_inf: Any, write_back: bool = False) -> None:
         """Update every parameter once; the optimizer has refused scales."""
         for batch in self._batches:
-            for plan in batch.before:
-                plan.step(None, None)
+            if batch.before is not None:
+                batch.before.step(None, None)
             with self._backend.here():
-                for tensor in batch.tensors:
-                    self.compute(tensor)
+                for task in batch.tasks:
+                    self.compute(task)
             for plan in batch.after:
                 plan.step(None, None)
 
 
-def real_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The type of the arithmetic on values of this one."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+S = TypeVar("S", bound=Span)
 
 
-def _batches(backend: Backend, spans: Sequence[ArenaSpan]) -> Iterator[list[Tensor]]:
-    """The parameters of some spans in order, in as few batches as may be; these share the memory of their updates."""
-    cut = _cut([(span.arena, index) for span in spans for index in range(span.first, span.last + 1)])
-    reals = [real_of(some[0][0].dtype) for some in cut]
-    placed = [offsets_of([a.sizes[i] for a, i in some], real.itemsize) for some, real in zip(cut, reals)]
-    longest: dict[np.dtype[Any], int] = {}
-    for real, (_, length) in zip(reals, placed):
-        longest[real] = max(length, longest.get(real, 0))
-    scratch = {real: backend.zeros(length, real) for real, length in longest.items()}
-    for some, real, (offsets, _) in zip(cut, reals, placed):
-        yield [Tensor(a, i, scratch[real][start : start + a.sizes[i]]) for (a, i), start in zip(some, offsets)]
-
-
-def _cut(parameters: list[tuple[Arena, int]]) -> list[list[tuple[Arena, int]]]:
-    """In batches, each of one type of arithmetic."""
-    batches: list[list[tuple[Arena, int]]] = []
+def cut(spans: Sequence[S]) -> list[list[S]]:
+    """Spans in order, in as few batches as may be, each of one type of arithmetic."""
+    batches: list[list[S]] = []
     elements = 0
-    for arena, index in parameters:
-        size, real = arena.sizes[index], real_of(arena.dtype)
-        if not batches or elements + size > BATCH or real != real_of(batches[-1][0][0].dtype):
+    for span in spans:
+        if not batches or elements + span.size > BATCH or span.storage.real != batches[-1][0].storage.real:
             batches.append([])
             elements = 0
-        batches[-1].append((arena, index))
-        elements += size
+        batches[-1].append(span)
+        elements += span.size
     return batches
+
+
+def places_of_updates(batch: Sequence[Span]) -> tuple[list[int], int]:
+    """Where the update of each span begins in memory that a batch has for them, and how long that is; in elements."""
+    return offsets_of([span.size for span in batch], np.dtype(batch[0].storage.real).itemsize)
+
+
+@dataclasses.dataclass(frozen=True)
+class ArenaTask(Task):
+    """One of an arena's parameters."""
+
+    span: ArenaSpan
+
+    @property
+    def parameter(self) -> Parameter:
+        return self.span.arena.parameters[self.span.first]
+
+    @property
+    def data(self) -> Any:
+        """The parameter's values, in its shape."""
+        return self.span.parameter.reshape(self.span.shape)
+
+    @property
+    def gradient(self) -> Any:
+        """Likewise."""
+        return self.span.gradient.reshape(self.span.shape)
+
+
+def arena_tasks(backend: Backend, spans: Sequence[ArenaSpan]) -> list[list[ArenaTask]]:
+    """The parameters of some spans in batches, which share the memory of their updates."""
+    batches = cut([one for span in spans for one in span.single()])
+    lengths = [(batch[0].storage.real, places_of_updates(batch)[1]) for batch in batches]
+    longest = {real: max(length for r, length in lengths if r == real) for real, _ in lengths}
+    memory = {real: backend.zeros(length, np.dtype(real)) for real, length in longest.items()}
+    return [
+        [
+            ArenaTask(span, memory[span.storage.real][first : first + span.size])
+            for span, first in zip(batch, places_of_updates(batch)[0])
+        ]
+        for batch in batches
+    ]

@@ -9,7 +9,7 @@ from typing import Any
 from fusedopt.backends import Backend, Steps, module_of
 from fusedopt.layout import ArenaSpan
 from fusedopt.procedures.launched_rules import Blend, Movement
-from fusedopt.procedures.launches import LaunchPlan, Tensor, TensorSpan
+from fusedopt.procedures.launches import ArenaTask, LaunchPlan, T, TensorSpan, arena_tasks
 from fusedopt.procedures.procedure import Procedure
 from fusedopt.rules.muon import Muon
 from fusedopt.rules.rule import Rule
@@ -56,31 +56,33 @@ def orthogonalized(x: Any, rule: Muon, matrices: Matrices = ARRAYS) -> Any:
     return x.T if rows > columns else x
 
 
-class _Plan(LaunchPlan):
+class MuonPlan(LaunchPlan[T]):
     """The momentum of all matrices is a launch, which leaves their directions where updates belong; each of these is
     made orthogonal in its place; and all matrices move in another launch."""
 
     def movement(self, rule: Muon) -> Movement:
         return Movement(rule.lr * rule.weight_decay, seed=rule.seed)
 
-    def before(self, tensor: Tensor) -> list[TensorSpan]:
-        kept, gradient = tensor.arena.storage, tensor.gradient.reshape(-1)
-        how = storage(Kept(tensor.update.dtype.name), kept.gradient, kept.states)
-        keys = [key for key in tensor.arena.keys if key != kept.parameter.beside_key]
-        group, size = self.group(tensor, blend), len(gradient)
-        arrays = how, tensor.update, gradient, tensor.kept(*keys)
-        return [TensorSpan(group, size, tensor.shape, *arrays, tensor.counters, tensor.number)]
-
-    def compute(self, tensor: Tensor) -> None:
-        rule, update = tensor.arena.group.rule, tensor.update.reshape(tensor.shape)
-        assert isinstance(rule, Muon)
-        x = orthogonalized(update.astype(rule.ns_dtype or update.dtype), rule).astype(update.dtype, copy=False)
-        update[...] = rule.adjusted_lr(tensor.shape) * x
+    def before(self, task: T) -> TensorSpan:
+        kept = task.span.storage
+        how = storage(Kept(kept.real), kept.gradient, kept.states)
+        states = [*task.states, *task.scales]
+        return task.launched(self.group(task, blend), how, task.update, task.span.gradient, states)
 
 
 def blend(rule: Muon) -> Blend:
     """What launches learn a momentum with."""
     return Blend(rule.momentum, rule.nesterov, seed=rule.seed)
+
+
+class _Plan(MuonPlan[ArenaTask]):
+    """Over arrays."""
+
+    def compute(self, task: ArenaTask) -> None:
+        rule, update = task.span.group.rule, task.update.reshape(task.span.shape)
+        assert isinstance(rule, Muon)
+        x = orthogonalized(update.astype(rule.ns_dtype or update.dtype), rule).astype(update.dtype, copy=False)
+        update[...] = rule.adjusted_lr(task.span.shape) * x
 
 
 class Orthogonalizing(Procedure):
@@ -95,4 +97,4 @@ class Orthogonalizing(Procedure):
         return trace(blend(rule))
 
     def _plan(self, backend: Backend, spans: Sequence[ArenaSpan]) -> Steps:
-        return _Plan(backend, spans)
+        return _Plan(backend, arena_tasks(backend, spans))

@@ -83,6 +83,14 @@ class RowWise(Optimizer):
         if summed_over := {s.slot for arena, indices in stepping if indices for s in arena.group.rule.stages}:
             options = ", ".join(("clip_norm", "grad_centralization")[slot] for slot in sorted(summed_over))
             raise RuntimeError(f"{options} is not for a SparseGradient, whose step is no launch; leave it out.")
+        for arena, indices in stepping:
+            if indices and (arena.storage.beside or arena.storage.draws):
+                rule, what = arena.group.rule, arena.parameters[indices[0]].described
+                option = next(name for name in rule.storage_options() if getattr(rule, name))
+                raise RuntimeError(
+                    f"{what} has a SparseGradient, whose step is no launch, which {option} is for; give it dense "
+                    f"gradients, or make the optimizer without {option}."
+                )
         super()._update(grad_scale, found_inf)
         for arena, indices in stepping:
             if indices:
