@@ -64,7 +64,7 @@ def _variants(rule: type[Rule]) -> dict[str, Rule]:
     return found
 
 
-def _by_variant(numbers: dict[str, int]) -> str:
+def _by_variant(numbers: dict[str, Any]) -> str:
     return ", ".join(f"{number}{f' with {name}' if name else ''}" for name, number in numbers.items())
 
 

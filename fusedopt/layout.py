@@ -279,6 +279,12 @@ class Arena:
                     self.states[key].fill(stored.initial)
         return self.states[key]
 
+    def bytes_of(self, key: str) -> int:
+        """Of the flat buffer of what is kept under a key, made already or not."""
+        if key in self.states:
+            return int(self.states[key].nbytes)
+        return self.length(key) * np.dtype(self.stored[key].dtype).itemsize
+
     def begin(self, new: np.ndarray[Any, Any]) -> None:
         """Start what is kept of parameters without history from what the rule says now, and masters from them."""
         starting = np.flatnonzero(new & (self.cohorts == NO_HISTORY)).tolist()

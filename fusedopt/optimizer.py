@@ -13,6 +13,7 @@ import numpy as np
 from fusedopt import state_dict as _state_dict
 from fusedopt.backends import Backend, Steps, backend_of
 from fusedopt.groups import Group, check_norm, groups_of, of_group, scheduled_rule
+from fusedopt.kept_bytes import KeptBytes, of_arena
 from fusedopt.layout import NO_HISTORY, Arena, ArenaSpan, Changes, device_of, spans_of
 from fusedopt.parameter import Parameter, check_takes_rows
 from fusedopt.rules.rule import Rule, check_declaration
@@ -394,6 +395,13 @@ class Optimizer:
             with arena.memory.here():
                 arena.begin_masters(np.flatnonzero(arena.cohorts != NO_HISTORY).tolist())
         return self
+
+    def memory(self) -> KeptBytes:
+        """Bytes that are kept once every parameter that requires a gradient has stepped, by kind; needs no step.
+
+        `print(optimizer.memory())` is a table, `optimizer.memory().per_parameter` has bytes an element.
+        """
+        return sum(map(of_arena, self.arenas()), KeptBytes())
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of state and hyperparameters: NumPy arrays on the host, in torch's and MegEngine's structure.

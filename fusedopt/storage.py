@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from fusedopt.rules.rule import Rule, State
 
@@ -16,6 +15,7 @@ BLOCK = 128  # elements of 8-bit states that share a scale: the tile of a warp, 
 SMALL = 4096  # of parameters with fewer elements, 8-bit states are kept in float32: most are biases and scales of norms
 HALVES = ("float16", "bfloat16")
 MASTER, SCALE = "master_param", "_scale"  # a state dict key, and the end of those of scales
+ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int16": 2, "int8": 1, "uint8": 1}  # bytes
 # What lies beside a parameter, by what makes it finer: its key in state dicts, and its dtype ("": the parameter's).
 BESIDE_PARAMETER = {
     "float32": (MASTER, "float32"),
@@ -52,6 +52,16 @@ class Kept:
     def beside_key(self) -> str:
         """State dict key of what lies beside a parameter; "" where nothing does."""
         return BESIDE_PARAMETER[self.finer][0] if self.finer else ""
+
+    @property
+    def bytes(self) -> float:
+        """Of an element: in the array, and its part of what lies beside."""
+        return ITEMSIZE[self.dtype] + (ITEMSIZE[self.beside] / (BLOCK if self.codes else 1) if self.beside else 0)
+
+    @property
+    def bytes_read(self) -> float:
+        """Of an element, by a step: where there is a master, it is all that is read."""
+        return ITEMSIZE["float32"] if self.finer == "float32" else self.bytes
 
     def is_plain(self, real: str) -> bool:
         """Whether the array holds values of the arithmetic's type and nothing else."""
@@ -217,21 +227,12 @@ def check_storage(rule: Rule, dtypes: Iterable[str], described: Sequence[str]) -
 
 def memory_of(storage: Storage, size: int) -> dict[str, int]:
     """Bytes of a parameter of so many elements by kind: parameters, gradients, masters, states and their scales."""
-    itemsizes: dict[str, Any] = {
-        "float64": 8,
-        "float32": 4,
-        "float16": 2,
-        "bfloat16": 2,
-        "int16": 2,
-        "int8": 1,
-        "uint8": 1,
-    }
     found = dict.fromkeys(("parameters", "gradients", "masters", "states", "scales"), 0)
-    found["parameters"] = size * itemsizes[storage.parameter.dtype]
-    found["gradients"] = size * itemsizes[storage.gradient.dtype]
+    found["parameters"] = size * ITEMSIZE[storage.parameter.dtype]
+    found["gradients"] = size * ITEMSIZE[storage.gradient.dtype]
     if storage.parameter.beside:
-        found["masters"] = size * itemsizes[storage.parameter.beside]
+        found["masters"] = size * ITEMSIZE[storage.parameter.beside]
     for kept in storage.states:
-        found["states"] += size * itemsizes[kept.dtype]
+        found["states"] += size * ITEMSIZE[kept.dtype]
         found["scales"] += 4 * blocks_of(size) if kept.codes else 0
     return found

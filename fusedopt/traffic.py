@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from fusedopt.statements import INPUT
+from fusedopt.storage import Storage
 from fusedopt.tracing import Traced
 
 
@@ -13,16 +14,21 @@ class Traffic:
     """Names of the arrays of a step: `p`, `g` and the states.
 
     Attributes:
+        arrays: All that there are, in the order of `Storage.streams`.
         read: Those that some result is made of; those that a stage reads before the update are there once more.
         written: Those that get another value. The gradient is none of them.
     """
 
+    arrays: tuple[str, ...]
     read: tuple[str, ...]
     written: tuple[str, ...]
 
-    def bytes(self, itemsize: int = 4) -> int:
-        """Moved for each parameter, where all arrays have elements of so many bytes."""
-        return itemsize * (len(self.read) + len(self.written))
+    def bytes(self, storage: Storage | None = None) -> float:
+        """Moved for each parameter, where arrays are kept so; without a storage, all in float32."""
+        if storage is None:
+            return 4 * (len(self.read) + len(self.written))
+        kept = dict(zip(self.arrays, storage.streams))
+        return sum(kept[name].bytes_read for name in self.read) + sum(kept[name].bytes for name in self.written)
 
 
 def traffic(traced: Traced) -> Traffic:
@@ -37,7 +43,8 @@ def traffic(traced: Traced) -> Traffic:
             needed |= set(statements[number].operands)
     arrays = ("p", "g", *traced.states)
     read = {names[number] for number in needed if number in names}
-    return Traffic((*summed(traced), *(a for a in arrays if a in read)), tuple(a for a in arrays if a in written))
+    first, then = summed(traced), tuple(a for a in arrays if a in read)
+    return Traffic(arrays, (*first, *then), tuple(a for a in arrays if a in written))
 
 
 def summed(traced: Traced) -> tuple[str, ...]:

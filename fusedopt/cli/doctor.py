@@ -18,11 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 import fusedopt
-from fusedopt import compiler
+from fusedopt import compiler, storage_choices
 from fusedopt.backends import CHOICES, chosen_backend, cpu_backend, cuda, numba_problem
 from fusedopt.backends.threads import thread_count
 from fusedopt.cli.self_check import self_check
+from fusedopt.rules import AdamW
+from fusedopt.storage import ITEMSIZE
 
+STORAGES = ("float32", "split+bfloat16", "split+int8", "split24+int8")  # of which the memory is told
 CUPY = ("cupy-cuda12x", "cupy-cuda13x", "cupy")  # the distributions that have a module `cupy`; one alone works
 
 
@@ -65,9 +68,20 @@ def report() -> dict[str, Any]:
             **{name: value for name, value in sorted(os.environ.items()) if name.startswith("FUSEDOPT_")},
         },
         "backend": backend,
+        "memory": memory(),
         "self_check": outcomes,
         "healthy": bool(backend["runs"]) and not any(outcome["unequal"] for outcome in outcomes),
     }
+
+
+def memory() -> dict[str, str]:
+    """What AdamW keeps for 1 G parameters and moves in a step, by storage; `bench --memory` has all of them."""
+    rule, found = AdamW(), {}
+    for choice in (storage_choices.CHOICES[name] for name in STORAGES):
+        kept, moved = choice.kept(rule) + 2 * ITEMSIZE[choice.dtype], choice.moved(rule)
+        options = "".join(f", {name}={value!r}" for name, value in choice.options.items())
+        found[choice.name] = f"{kept:.3g} GB kept, {moved:.3g} GB a step for 1 G parameters: {choice.dtype}{options}"
+    return found
 
 
 def versions() -> dict[str, str | None]:
@@ -162,7 +176,7 @@ def _backend() -> dict[str, Any]:
 
 def _print(found: dict[str, Any]) -> None:
     table = Table(show_header=False)
-    for section in ("versions", "cuda", "cpu", "folders", "settings", "backend"):
+    for section in ("versions", "cuda", "cpu", "folders", "settings", "backend", "memory"):
         for name, value in found[section].items():
             label = Text(f"{section} " if name == next(iter(found[section])) else "", "bold")
             table.add_row(label, name.replace("_", " ") if name.islower() else name, _text(value))

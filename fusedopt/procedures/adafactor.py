@@ -15,6 +15,7 @@ import numpy as np
 
 from fusedopt.backends import Backend, Steps, module_of
 from fusedopt.conversion import CONVERT, choice_for
+from fusedopt.kept_bytes import KeptBytes
 from fusedopt.layout import Arena, ArenaSpan
 from fusedopt.parameter import DTYPES, Parameter
 from fusedopt.procedures.factored_moments import (
@@ -24,6 +25,7 @@ from fusedopt.procedures.factored_moments import (
     checked_moments,
     entries_in,
     learned,
+    moment_bytes,
     real_of,
     without_moments,
 )
@@ -126,6 +128,12 @@ class Factoring(Procedure):
     def state(self) -> Mapping[Parameter, dict[str, Any]]:
         """For each parameter that has had a step: `step` (0-d float64) and its second moments, as live views."""
         return _State(list(self.arenas()), self._moments)
+
+    def memory(self) -> KeptBytes:
+        """Bytes that are kept once every parameter that requires a gradient has stepped, by kind."""
+        trained = ((group.rule, p) for group in self._groups for p in group["params"] if p.requires_grad)
+        states = sum(moment_bytes(rule, p.shape, p.dtype.name) for rule, p in trained)
+        return super().memory() + KeptBytes(states=states)
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of state and hyperparameters: NumPy arrays on the host, in torch's structure."""

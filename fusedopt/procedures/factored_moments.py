@@ -8,9 +8,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from fusedopt.procedures.launched_rules import Movement, Replacement
 from fusedopt.procedures.launches import LaunchPlan, T, TensorSpan
 from fusedopt.rules.adafactor import MOMENTS, Adafactor
+from fusedopt.rules.rule import Rule
 from fusedopt.storage import BESIDE_PARAMETER, HALVES, Kept, storage
 
 Moments = dict[str, Any]
@@ -158,6 +161,12 @@ class Moment:
     dtype: str
     kept: Any
     computed: Any
+
+
+def moment_bytes(rule: Rule, shape: tuple[int, ...], dtype: str) -> int:
+    """Of the second moments of a parameter of this shape, which are of this type where the rule leaves it open."""
+    shapes = Adafactor.moment_shapes(shape)
+    return sum(math.prod(shapes[n]) * np.dtype(rule.state_dtype_of(n) or dtype).itemsize for n in shapes)
 
 
 def real_of(dtype: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fusedopt.backends import module_of
+from fusedopt.kept_bytes import KeptBytes
 from fusedopt.layout import device_of
 from fusedopt.optimizer import Optimizer
 from fusedopt.parameter import Parameter
@@ -121,6 +122,11 @@ class QuasiNewton(Optimizer):
         """The history, under the first parameter, as torch has it; empty before the first step, or without any."""
         entry = self._history.entry(self._options.history_size)
         return {self._params[0]: entry} if entry and self._params else {}
+
+    def memory(self) -> KeptBytes:
+        """Bytes that are kept once the history has all its pairs, by kind."""
+        count, itemsize = sum(p.size for p in self._params), np.dtype(real_of(self._params)).itemsize
+        return super().memory() + KeptBytes(states=History.full_bytes(count, itemsize, self._options.history_size))
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of history and hyperparameters: NumPy arrays on the host, in torch's structure."""

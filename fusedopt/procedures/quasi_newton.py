@@ -75,6 +75,11 @@ class History:
     prev_loss: float | None = None
     al: list[float] = dataclasses.field(default_factory=list)
 
+    @staticmethod
+    def full_bytes(elements: int, itemsize: int, history_size: int) -> int:
+        """Of its vectors once it has all pairs, for so many parameters of so many bytes."""
+        return elements * itemsize * (len(_VECTORS) + len(_LISTS) * history_size)
+
     def forget(self) -> None:
         """Drop all pairs."""
         self.old_dirs, self.old_stps, self.ro, self.H_diag = [], [], [], 1.0

@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from fusedopt.backends import Plan
 from fusedopt.groups import check_norm, of_group
+from fusedopt.kept_bytes import KeptBytes
 from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.schedules.options import check_lengths
 from fusedopt.torch import places
@@ -30,8 +32,9 @@ from fusedopt.torch.arguments import (
 from fusedopt.torch.binding import GRADIENT, Binding, Selection
 from fusedopt.torch.candidate import Candidate, begun
 from fusedopt.torch.groups import ReadGroup, checked_rule, read
+from fusedopt.torch.kept_bytes import of_launched
 from fusedopt.torch.schedules import Schedules, found_in, rule_at
-from fusedopt.torch.slots import Counter
+from fusedopt.torch.slots import Counter, Slot
 from fusedopt.torch.storages import check_group, options_of, start_again
 from fusedopt.torch.tensors import local, placements, untraced
 
@@ -401,7 +404,12 @@ class Optimizer(torch.optim.Optimizer):
             self._binding = Binding(binding.sizes)  # copies are for one step, and all are taken at once
             return self._select(params, gradients, absent)
         binding.add(slots, self.state)
-        return binding.new_selection(stepping, params, absent, [g for g in gradients if g is not None])
+        present = [g for g in gradients if g is not None]
+        return binding.new_selection(stepping, params, absent, present, self._plan)
+
+    def _plan(self, place: places.Place, slots: Sequence[Slot]) -> Plan:
+        """Parameters on one device made ready to be updated."""
+        return place.backend.plan([slot.span for slot in slots])
 
     @property
     def _counters(self) -> dict[torch.Tensor, Counter]:
@@ -409,7 +417,27 @@ class Optimizer(torch.optim.Optimizer):
         counters: dict[torch.Tensor, Counter] = self.__dict__.setdefault("_counters_by_parameter", {})
         return counters
 
-    # --- state dicts and copies
+    # --- memory, state dicts and copies
+
+    def memory(self) -> KeptBytes:
+        """Bytes that are kept once every parameter that requires a gradient has stepped, by kind; needs no step.
+
+        `print(optimizer.memory())` is a table, `optimizer.memory().per_parameter` has bytes an element. Of DTensors it
+        is the part of this process, and of gradients that are not there yet as many as the parameters'.
+
+        Raises:
+            ValueError: A parameter has no shape yet, or a dtype that cannot be trained.
+        """
+        found = KeptBytes()
+        for number, group in enumerate(self.param_groups):
+            with of_group(number):
+                rule = checked_rule(self.rule(), group)
+            found = sum((self._kept(p, rule) for p in group["params"]), found)
+        return found
+
+    def _kept(self, p: torch.Tensor, rule: Rule) -> KeptBytes:
+        """What is kept for a parameter."""
+        return of_launched(p, self.state.get(p, {}), rule)
 
     def share_memory(self) -> None:
         """Move the state arrays that are there to memory that processes share, as `torch.optim.Adagrad` can."""

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from fusedopt.cli.bench.models import MODELS
     from fusedopt.cli.bench.peers import WAYS
     from fusedopt.cli.rule_named import OURS
+    from fusedopt.storage_choices import CHOICES
 
     titles = "; ".join(way.title for way in WAYS[1:])
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where one works")
@@ -60,6 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["adamw"],
         help=f"{', '.join(OURS)}, module:Class or path/to/file.py:Class; default: adamw",
     )
+    parser.add_argument(
+        "--storage",
+        nargs="+",
+        metavar="NAME",
+        help=f"time fusedopt with these storages too, or tell the memory of these alone: {', '.join(CHOICES)}",
+    )
+    parser.add_argument(
+        "--memory", action="store_true", help="bytes kept and moved by each storage, and by others; times nothing"
+    )
     parser.add_argument("--peers", nargs="+", metavar="TITLE", help=f"beginnings of: {titles}; default: all")
     parser.add_argument("--repeats", type=count, default="9", metavar="N", help="timings of each (%(default)s)")
     parser.add_argument("--warm", action="store_true", help="leave small tensors in the caches between two steps")
@@ -69,20 +79,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """0; 1 where one of the peers computes something else than fusedopt."""
+    from fusedopt.cli.bench import memory
     from fusedopt.cli.bench.models import MODELS, from_file
     from fusedopt.cli.bench.peers import WAYS
 
     models = {name: from_file(Path(name)) for name in arguments.model if name.lower().endswith(".json")} | MODELS
     check(arguments, models)
+    if arguments.memory:
+        return memory.tell(arguments, models)
     ways = chosen_ways(WAYS, arguments.peers)
     machine = chosen_machine(arguments.device)
     if arguments.peers is None and machine.kind == "cpu":  # the first way is one of the CPU's two
         ways = [way for way in ways if way.title.lower() != f"fusedopt, {cpu_backend().name}"]
+    ways += stored_ways(arguments.storage or ())
     return compare(arguments, machine, [models[name] for name in arguments.model], ways)
+
+
+def stored_ways(names: Sequence[str]) -> list[Way]:
+    """fusedopt with other storages, which are no float32 peers: their results are not compared."""
+    from fusedopt.cli.bench.peers import stored_way
+    from fusedopt.storage_choices import CHOICES
+
+    return [stored_way(CHOICES[name]) for name in names]
 
 
 def check(arguments: argparse.Namespace, models: Mapping[str, Model]) -> None:
     """Raise for what cannot work, before anything is measured."""
+    from fusedopt.cli.bench.memory import chosen_choices
     from fusedopt.cli.bench.peers import optimizer_named
 
     chosen_backend()
@@ -96,6 +119,10 @@ def check(arguments: argparse.Namespace, models: Mapping[str, Model]) -> None:
             raise ValueError(f"--layers must be at most {name}'s {models[name].layers}, got {arguments.layers}.")
     if arguments.layers is not None and not arguments.model:
         raise ValueError(f"--layers {arguments.layers} is of a model; give one with --model.")
+    chosen_choices(arguments.storage)
+    for option in ("plot", "peers", "warm"):
+        if arguments.memory and getattr(arguments, option):
+            raise ValueError(f"--memory times nothing, which --{option} is for; leave it out.")
     if arguments.model and (arguments.sizes or arguments.tensors):
         raise ValueError("--model has tensors of its own; leave --sizes and --tensors out.")
     smallest = min(arguments.sizes or [SIZE])

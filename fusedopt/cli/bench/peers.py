@@ -37,8 +37,9 @@ from fusedopt.cli.bench.peers_torch import (
     TorchOptimizers,
 )
 from fusedopt.cli.bench.peers_way import OPTIMIZERS, Peer, Way, is_own, optimizer_named
+from fusedopt.storage_choices import Choice
 
-__all__ = ["OPTIMIZERS", "WAYS", "Peer", "Way", "is_own", "optimizer_named"]
+__all__ = ["OPTIMIZERS", "WAYS", "Peer", "Way", "is_own", "optimizer_named", "stored_way"]
 
 CPU, CUDA, BOTH = ("cpu",), ("cuda",), ("cpu", "cuda")
 
@@ -49,6 +50,26 @@ FLOAT32_CORRECTIONS = 1e-3 * 2**-25 / (1 - 0.999)
 
 def _torch(title: str, optimizers: TorchOptimizers, device: tuple[str, ...], *modules: str, **told: Any) -> Way:
     return Way(title, ("torch", *modules), device, optimizers.build, lacks=optimizers.lacks, **told)
+
+
+def stored_way(choice: Choice, backend: str | None = None) -> Way:
+    """fusedopt's own step with another storage, and with that value of `FUSEDOPT_BACKEND`, or the one that there is."""
+
+    def moved(optimizer: str) -> float:
+        cls, options = optimizer_named(optimizer)
+        return choice.moved(cls.rule(**options))
+
+    return Way(
+        ", ".join(filter(None, ("fusedopt", backend, choice.name))),
+        ("numba",) if backend == "numba" else (),
+        CPU if backend else BOTH,
+        fused(backend, choice),
+        exact=choice.dtype == "float32",
+        lacks=numba_lacks if backend == "numba" else gpu_lacks,
+        any_rule=True,
+        dtype=choice.dtype,
+        moved=moved,
+    )
 
 
 WAYS: tuple[Way, ...] = (

@@ -17,6 +17,7 @@ from fusedopt.cli.bench.peers_way import OPTIMIZERS, Array, Build, Peer, optimiz
 from fusedopt.cli.naive import NaiveAdam, NaiveSGD, PreallocatedAdam, PreallocatedSGD
 from fusedopt.plain import given
 from fusedopt.rules import Rule, Values
+from fusedopt.storage_choices import CHOICES, Choice
 
 # By the optimizer's name, something with a method `step`, made of parameters and gradients.
 ByHand = dict[str, Callable[[Sequence[Any], Sequence[Any]], Any]]
@@ -74,22 +75,23 @@ def chosen(backend: str | None) -> Iterator[None]:
             os.environ["FUSEDOPT_BACKEND"] = before
 
 
-def fused(backend: str | None = None) -> Build:
-    """fusedopt's own step, with that value of `FUSEDOPT_BACKEND`, or with the one that there is."""
+def fused(backend: str | None = None, choice: Choice = CHOICES["float32"]) -> Build:
+    """fusedopt's own step, with that value of `FUSEDOPT_BACKEND`, or with the one that there is, and a storage."""
 
     def build(name: str, weights: list[Array], gradients: list[Array], device: str) -> Peer:
         cls, options = optimizer_named(name)
         xp = module_of(device)
         with chosen(backend):
-            parameters = [fusedopt.Parameter(xp.array(array)) for array in weights]
+            dtype = np.dtype(choice.dtype)
+            parameters = [fusedopt.Parameter(xp.array(array.astype(dtype))) for array in weights]
             make: Any = cls  # each optimizer has options of its own
-            optimizer = make(parameters, **options)
+            optimizer = make(parameters, **options, **choice.options)
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = xp.asarray(gradient)
+            parameter.grad = xp.asarray(gradient.astype(dtype))
         arenas = list(optimizer.arenas())
         return Peer(
             optimizer.step,
-            parameters=lambda: [np.array(on_host(parameter.data)) for parameter in parameters],
+            parameters=lambda: [np.array(on_host(parameter.data), np.float32) for parameter in parameters],
             kept=lambda: bytes_of([[arena.data, arena.gradients, *arena.states.values()] for arena in arenas]),
             library=library_of(device),
             scale_gradients=functools.partial(multiply, [arena.gradients for arena in arenas]),

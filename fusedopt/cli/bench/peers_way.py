@@ -120,6 +120,8 @@ class Way:
         slack: How much further off than rounding each of its steps may put a parameter.
         lacks: Why it cannot run here though the modules are installed: takes the optimizer's name and the device.
         any_rule: Whether it can step a rule of the user's own.
+        dtype: Of its parameters and gradients.
+        moved: Bytes a parameter that its step must move, of the optimizer's name; None: as many as in float32.
     """
 
     title: str
@@ -130,6 +132,8 @@ class Way:
     slack: float = 0.0
     lacks: Callable[[str, str], str | None] = nothing_lacks
     any_rule: bool = False
+    dtype: str = "float32"
+    moved: Callable[[str], float] | None = None
 
     def missing(self, optimizer: str, device: str) -> str | None:
         """One line on why it cannot run here, with the cure where there is one; None if it can."""

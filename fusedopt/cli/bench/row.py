@@ -37,8 +37,8 @@ class Row:
         graph_seconds: The median of a step in a CUDA graph.
         host_seconds: Until a step returns, with an idle device.
         launches: Kernels of a step; counted after all else, see `measure.launches`.
-        bytes_a_step: The least that a step moves: parameter and states read and written, the gradient read, and
-            what is read once more to be summed.
+        bytes_a_step: The least that a step moves, in float32 or in a storage that is fusedopt's: parameter and states
+            read and written, the gradient read, and what is read once more to be summed.
         bytes_per_second: `bytes_a_step / seconds`, whatever the way does move.
         share_of_stream, share_of_copy: Of the bytes per second of the streams in the same rounds.
         stream: What `share_of_stream` is of.
@@ -106,9 +106,10 @@ def rows(machine: Machine, task: Task, ways: Sequence[Way], found: Measured, abo
         figures = found.figures[way.title]
         low, seconds, high = (float(q) for q in np.percentile(figures.seconds, QUARTILES))
         ratio_low, ratio, ratio_high = (float(q) for q in np.percentile(figures.ratios, QUARTILES))
+        least = task.bytes if way.moved is None else round(way.moved(task.optimizer) * work.parameters)
         # Both move bytes at their own rate: the share is that of the rates in the same round.
         shares = {
-            kind: statistics.median(figures.floors[kind]) * task.bytes / found.streams[kind][0].bytes for kind in speeds
+            kind: statistics.median(figures.floors[kind]) * least / found.streams[kind][0].bytes for kind in speeds
         }
         yield Row(
             **about,
@@ -122,7 +123,7 @@ def rows(machine: Machine, task: Task, ways: Sequence[Way], found: Measured, abo
             layers=work.layers,
             tensors=len(work.shapes),
             parameters=work.parameters,
-            dtype="float32",
+            dtype=way.dtype,
             optimizer=task.optimizer,
             peer=way.title,
             cache="warm" if task.warm and task.fits(machine) else "cold",
@@ -133,8 +134,8 @@ def rows(machine: Machine, task: Task, ways: Sequence[Way], found: Measured, abo
             graph_seconds=figures.graph_seconds,
             host_seconds=figures.host_seconds,
             launches=None,
-            bytes_a_step=task.bytes,
-            bytes_per_second=task.bytes / seconds,
+            bytes_a_step=least,
+            bytes_per_second=least / seconds,
             share_of_stream=shares[floor],
             share_of_copy=shares[COPY],
             stream=found.streams[floor][0].title,
@@ -151,13 +152,13 @@ def rows(machine: Machine, task: Task, ways: Sequence[Way], found: Measured, abo
         )
 
 
-def save(path: Path, rows: Sequence[Row]) -> None:
-    """Write the rows: as CSV where the file's name ends so, else as a JSON list of objects."""
+def save(path: Path, rows: Sequence[Any]) -> None:
+    """Write the rows, dataclasses of one type: as CSV where the file's name ends so, else as a JSON list of objects."""
     records = [dataclasses.asdict(row) for row in rows]
     if path.suffix.lower() != ".csv":
         path.write_text(json.dumps(records, indent=2) + "\n")
         return
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)])
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(rows[0])])
         writer.writeheader()
         writer.writerows(records)

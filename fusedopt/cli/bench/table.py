@@ -15,12 +15,12 @@ from rich.text import Text
 
 from fusedopt.cli.bench.row import Row
 from fusedopt.cli.side_by_side import TOGETHER
+from fusedopt.storage import ITEMSIZE
 
 NONE = "-"  # not defined here
 UNKNOWN = "?"
 BUSY = 0.5  # load of a thread's core by others
 WIDEST = 200  # columns
-PARAMETER_AND_GRADIENT = 2 * 4  # bytes, of float32, which all have; `check` and docs/optimizers.md leave them out too
 
 
 @contextlib.contextmanager
@@ -72,8 +72,9 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "of\ncopy": lambda row: f"{row.share_of_copy:.0%}",
     "graph\nms": lambda row: NONE if row.graph_seconds is None else three_digits(row.graph_seconds * 1e3),
     "host\nµs": lambda row: NONE if row.host_seconds is None else three_digits(row.host_seconds * 1e6),
+    "moved\nB": lambda row: NONE if row.dtype == "float32" else f"{row.bytes_a_step / row.parameters:.4g}",
     "extra\nMB": lambda row: UNKNOWN if row.extra_bytes is None else f"{row.extra_bytes / 1e6:,.1f}",
-    "kept\nB": lambda row: f"{row.kept_bytes_a_parameter - PARAMETER_AND_GRADIENT:.1f}",
+    "kept\nB": lambda row: f"{row.kept_bytes_a_parameter - 2 * ITEMSIZE[row.dtype]:.1f}",
 }
 
 
@@ -125,6 +126,8 @@ def method(rows: Sequence[Row]) -> str:
     """How to read the tables."""
     compared = [row for row in rows if row.difference is not None]
     worst = max(compared, key=lambda row: (row.difference or 0.0) / row.allowed_difference)
+    stored = any(row.dtype != rows[0].dtype for row in rows)
+    moved = " Moved: what a step with that storage must move, which its GB/s are of." if stored else ""
     gpu = "" if _on_cpu(rows[0]) else " Graph: a step in a CUDA graph. Host: until step() returns."
     return (
         f"fusedopt and one peer at a time, {TOGETHER} steps of warm-up, then rounds in which each of them and the"
@@ -133,6 +136,7 @@ def method(rows: Sequence[Row]) -> str:
         f" A copy stores to what it has not read, which costs a CPU more, so shares of it can pass 100 %. Gradients"
         f" stay where they are between the steps. Extra: the most memory that a step takes beyond what is kept; kept:"
         f" bytes a parameter beside itself and its gradient: states, and arrays for what lies between."
+        f"{moved}"
         f"{gpu} Parameters differ from fusedopt's by {worst.difference:.1e} at most, allowed is"
         f" {worst.allowed_difference:.1e}."
     )

@@ -7,10 +7,17 @@ from typing import Any
 
 import torch
 
-from fusedopt.procedures.quasi_newton import checked_loss, first_entry, history_of, minimize
+from fusedopt.kept_bytes import KeptBytes
+from fusedopt.procedures.quasi_newton import History, checked_loss, first_entry, history_of, minimize
 from fusedopt.rules.lbfgs import LBFGS
 from fusedopt.torch.procedures.procedure import Procedure
 from fusedopt.torch.tensors import untraced
+
+
+def real_of(params: Sequence[torch.Tensor]) -> torch.dtype:
+    """What one vector of all parameters is computed in."""
+    wide = any(p.dtype in (torch.float64, torch.complex128) for p in params)
+    return torch.float64 if wide else torch.float32
 
 
 class FlatTensors:
@@ -22,8 +29,7 @@ class FlatTensors:
 
     def __init__(self, params: Sequence[torch.Tensor], closure: Callable[[], Any]) -> None:
         self._params, self._closure, self._calls = params, torch.enable_grad()(closure), 0
-        wide = any(p.dtype in (torch.float64, torch.complex128) for p in params)
-        self._real = torch.float64 if wide else torch.float32
+        self._real = real_of(params)
         self.value: Any = None
 
     def evaluate(self) -> tuple[float, Any]:
@@ -93,6 +99,13 @@ class QuasiNewton(Procedure):
             entry.update(history.entry(rule.history_size))
         self._schedules.count_step(self.param_groups)
         return flat.value
+
+    def memory(self) -> KeptBytes:
+        """Bytes that are kept once the history has all its pairs, by kind."""
+        params, found = self.param_groups[0]["params"], super().memory()
+        count = sum(p.numel() * (2 if p.is_complex() else 1) for p in params)
+        itemsize = torch.finfo(real_of(params)).bits // 8
+        return found + KeptBytes(states=History.full_bytes(count, itemsize, self.param_groups[0]["history_size"]))
 
     def _load(self, state_dict: dict[str, Any], convert: bool) -> list[int]:
         params = self.param_groups[0]["params"]

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from fusedopt.groups import of_group
+from fusedopt.kept_bytes import KeptBytes
 from fusedopt.rules.rule import Rule
 from fusedopt.torch.groups import checked_rule
+from fusedopt.torch.kept_bytes import of_tensor
 from fusedopt.torch.optimizer import Optimizer
 
 
@@ -39,6 +41,14 @@ class Procedure(Optimizer):
                 if p.grad is not None:
                     name = repr(names[i]) if names else f"{i} of group {number}"
                     yield f"parameter {name} (shape {tuple(p.shape)})", p, p.grad, rule
+
+    def _kept(self, p: torch.Tensor, rule: Rule) -> KeptBytes:
+        found = of_tensor(p)
+        return found + self._kept_beside(p, rule, found.gradients) if p.requires_grad or found.gradients else found
+
+    def _kept_beside(self, p: torch.Tensor, rule: Rule, gradient: int) -> KeptBytes:
+        """What is kept for a parameter that is trained, whose gradient has so many bytes: states like it."""
+        return KeptBytes(states=gradient * len(rule.kept_states))
 
     def _check_dense(self, what: str, p: torch.Tensor, gradient: torch.Tensor) -> None:
         """Raise RuntimeError unless both are real, and the gradient dense and of the parameter's shape."""

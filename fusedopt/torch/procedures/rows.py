@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from fusedopt.kept_bytes import KeptBytes
 from fusedopt.rules.rule import Rule
 from fusedopt.rules.sparse_adam import LazyAdam, SparseAdam
+from fusedopt.torch.kept_bytes import bytes_of, of_launched
 from fusedopt.torch.procedures.procedure import Procedure
 from fusedopt.torch.tensors import number_of, untraced
 
@@ -31,6 +33,12 @@ class RowWise(Procedure):
             )
         if p.is_complex():
             raise ValueError(f"{what} is complex: {self.rule.__name__} does not support complex parameters.")
+
+    def _kept(self, p: torch.Tensor, rule: Rule) -> KeptBytes:
+        return super()._kept(p, rule) if rule.procedure else of_launched(p, self.state.get(p, {}), rule)
+
+    def _kept_beside(self, p: torch.Tensor, rule: Rule, gradient: int) -> KeptBytes:
+        return KeptBytes(states=bytes_of(p) * len(rule.kept_states))
 
     def _gradients(self, params: list[Any]) -> list[Any]:
         return [None if p.grad is None or p.grad.layout == torch.sparse_coo else p.grad for p in params]
