@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fusedopt.conversion import CONVERT, check_kept, converted, shape_of, storage_keys
+from fusedopt.foreign_states import in_our_keys
 from fusedopt.groups import Group, changed_rule
 from fusedopt.layout import NO_HISTORY, Arena
 from fusedopt.parameter import Parameter
@@ -99,7 +100,9 @@ def load_state_dict(
 ) -> None:
     """Check all of a state dict, then copy it into the buffers that are there."""
     scheduled = [group.schedules for group in groups]
-    rules, extras, found = checked_groups(saved, groups, [group.rule for group in groups], scheduled, convert=convert)
+    ours = [group.rule for group in groups]
+    saved = in_our_keys(saved, ours, [group["params"] for group in groups])
+    rules, extras, found = checked_groups(saved, groups, ours, scheduled, convert=convert)
     entries = {id(p): entry for p, entry in zip((p for group in groups for p in group["params"]), found)}
     loads = [
         _Load(arena, rule, [entries[id(p)] for p in arena.parameters], convert)

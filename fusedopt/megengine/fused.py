@@ -22,8 +22,8 @@ LARGEST_FLOAT32_COUNT = 2**24  # up to which float32 counts by one
 class Fused(fusedopt.optimizer.Optimizer):
     """What MegEngine's optimizers have in common, as kernels.
 
-    States are there before the first step. They have the parameter's dtype; in state dicts those of float16 and
-    bfloat16 parameters are float32, as MegEngine's are.
+    States are there before the first step. They have the parameter's dtype, and are float32 in groups with float16 or
+    bfloat16 parameters, as MegEngine's are everywhere. There are no options of how else arrays are kept.
 
     Class attributes:
         keys: The options that its param groups have, in its order; others are the whole optimizer's, and not saved.
@@ -60,7 +60,7 @@ class Fused(fusedopt.optimizer.Optimizer):
     def _refused(self) -> dict[str, str]:
         """The rule's options that no group has, and what is said of each."""
         arguments = inspect.signature(type(self).__init__).parameters
-        others = set(self.rule.options()) - {*self.keys, *Rule.options()}
+        others = set(self.rule.options()) - {*self.keys, *Rule.options()} | set(self.rule.storage_options())
         return {
             key: f"{key!r} is no option of a group of {type(self).__name__}, which has {', '.join(self.keys)}; "
             + ("it holds for the whole optimizer." if key in arguments else "the optimizer has none, as in MegEngine.")
@@ -69,6 +69,9 @@ class Fused(fusedopt.optimizer.Optimizer):
 
     def _add(self, entries: list[dict[str, Any]]) -> None:
         """Groups may have what a scheduler keeps in them; and have their states from now on."""
+        for entry in entries:
+            if any(parameter.dtype.itemsize == 2 for parameter in entry["params"]):
+                entry["state_dtype"] = "float32"
         kept = [{key: entry.pop(key) for key in ("initial_lr",) if key in entry} for entry in entries]
         super()._add(entries)
         for group, extras in zip(self._groups[-len(entries) :], kept):
@@ -126,8 +129,8 @@ class Fused(fusedopt.optimizer.Optimizer):
         ]
         numbers = [number for entry in groups for number in entry["params"]]
         entries = {
-            number: {name: self._loaded(parameter, name, state["state"][number]) for name in names}
-            for number, (parameter, names) in zip(numbers, self._states())
+            number: {name: state["state"][number][self.names.get(name, name)] for name in names}
+            for number, (_, names) in zip(numbers, self._states())
             if names
         }
         super().load_state_dict({"state": entries, "param_groups": groups})
@@ -138,7 +141,8 @@ class Fused(fusedopt.optimizer.Optimizer):
 
     def _group_keys(self, group: Mapping[str, Any]) -> list[str]:
         """The keys of a group in state dicts but "params": MegEngine's, then what was added to them."""
-        whole = {"params", *self.keys, *self.rule.options()} - set(Rule.options())
+        common = set(Rule.options()) - set(Rule.storage_options())
+        whole = {"params", *self.keys, *self.rule.options()} - common
         return [*self.keys, *(key for key in group if key not in whole)]
 
     def _saved(self, parameter: Parameter, name: str, entry: Mapping[str, Any]) -> Any:
@@ -146,14 +150,8 @@ class Fused(fusedopt.optimizer.Optimizer):
         if name == self.rule.step_key:
             count = entry.get(name, 0.0)
             return np.array(count, np.float32 if count <= LARGEST_FLOAT32_COUNT else np.float64)
-        value = entry[name] if name in entry else np.zeros(parameter.shape, parameter.dtype)
-        return value.astype(np.float32) if parameter.dtype.itemsize == 2 else value
-
-    def _loaded(self, parameter: Parameter, name: str, entry: Mapping[str, Any]) -> Any:
-        """A saved state in the parameter's dtype, where that is half precision."""
-        value = entry[self.names.get(name, name)]
-        half = parameter.dtype.itemsize == 2 and name != self.rule.step_key
-        return value.astype(parameter.dtype) if half and getattr(value, "dtype", None) == np.float32 else value
+        half = parameter.dtype.itemsize == 2
+        return entry[name] if name in entry else np.zeros(parameter.shape, np.float32 if half else parameter.dtype)
 
 
 def state_names(rule: Rule) -> list[str]:

@@ -477,6 +477,7 @@ class Optimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any], convert: bool = False) -> None:
         """Take over a state dict of torch.optim or of this library: checked whole, then copied, and never cast.
 
+        One of bitsandbytes, torchao, TransformerEngine, apex or DeepSpeed is read as what it holds: docs/torch.md.
         An option that follows a schedule here goes on to follow it, from the step that was saved.
 
         Args:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fusedopt.conversion import check_kept, storage_keys
+from fusedopt.foreign_states import in_our_keys
 from fusedopt.rules.rule import Rule
 from fusedopt.scheduled import loaded_steps, rules_in_force
 from fusedopt.state_dict import checked_entry, checked_groups
@@ -95,6 +96,7 @@ def load(
     """
     groups, scheduled = [some.group for some in followed], [some.schedules for some in followed]
     kept = [_kept_as(rule, group) for group in groups]
+    saved = in_our_keys(saved, kept, [group["params"] for group in groups])
     rules, extras, found = checked_groups(saved, groups, kept, scheduled, checked_rule, convert)
     params = [(p, rule) for group, rule in zip(groups, rules) for p in group["params"]]
     names = [name for group in groups for name in names_of(group)]
