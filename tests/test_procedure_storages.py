@@ -142,12 +142,12 @@ def test_states_of_another_storage_are_converted_only_where_that_is_asked_for():
 
 
 def test_random_moments_are_right_on_average():
-    """The first step's column means are g^2; of 4,096 draws the mean is within 4 of its standard deviations."""
+    """The first step's row means are g^2; of 4,096 draws the mean is within 4 of its standard deviations."""
     square = 1 + 0.3 * 2**-7  # bfloat16 has 1, and 1 + 2^-7
-    parameter = fusedopt.Parameter(np.ones((1, 4096), "bfloat16"), grad_dtype="float32")
-    parameter.grad = np.full((1, 4096), np.sqrt(square), np.float32)
+    parameter = fusedopt.Parameter(np.ones((4096, 1), "bfloat16"), grad_dtype="float32")
+    parameter.grad = np.full((4096, 1), np.sqrt(square), np.float32)
     optimizer = fusedopt.Adafactor([parameter], stochastic_rounding=True).step()
-    moment = optimizer.state[parameter]["col_var"].astype(np.float64)
+    moment = optimizer.state[parameter]["row_var"].astype(np.float64)
     assert set(np.unique(moment)) == {1, 1 + 2**-7}
     assert abs(moment.mean() - square) < 4 * 2**-7 * np.sqrt(0.3 * 0.7 / 4096)
     # 0.99 is rounded up in 0.44 of all cases: with the same random numbers, wherever the moment is.
