@@ -13,6 +13,7 @@ import numpy as np
 
 import fusedopt
 from fusedopt.optimizers import RULES
+from fusedopt.storage_choices import CHOICES
 
 DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 SHAPES = ((0,), (1,), (3,), (17,), (4_097,), (0,), (70_001,), (7, 4_100))
@@ -29,6 +30,11 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("SGD", {"momentum": 0.9, "weight_decay": 0.01, "clip_norm": 1.0, "clip_value": 0.5, "loss_scale": 2.0}),
     ("AdamW", {"grad_centralization": True, "clip_norm": 1.0}),
     *((name, {}) for name in RULES if name not in ("SGD", "Adam", "AdamW")),
+)
+
+# With storages: what is kept of bfloat16 parameters, and where random numbers are drawn.
+STORED = tuple(
+    (name, dict(choice.options)) for name in ("Adam", "Lion") for choice in CHOICES.values() if choice.options
 )
 
 Array = np.ndarray[Any, Any]
@@ -73,7 +79,7 @@ def compare(array: Callable[[Array], Any], host: Callable[[Any], Array], until: 
     """
     found: dict[str, Any] = {}
     left_out = []
-    for (name, options), dtype in itertools.product(CASES, DTYPES):
+    for (name, options), dtype in (*itertools.product(CASES, DTYPES), *itertools.product(STORED, DTYPES[-1:])):
         title = f"{name}({', '.join(f'{k}={v}' for k, v in options.items())}) {np.dtype(dtype).name}"
         if time.time() > until:
             left_out.append(f"{title}: left out, there is no time left")

@@ -17,9 +17,9 @@ from typing import Any
 
 from fusedopt.cli.bench.gpu import Gpu
 from fusedopt.cli.bench.measure import WEIGHT, Task
-from fusedopt.cli.bench.peers import WAYS, Way
+from fusedopt.cli.bench.peers import Way
 from gpu_geometry import adam
-from gpu_speed import CASES, COMPARED, FILES, QUICK, Case, states_of, work_of
+from gpu_speed import BY_TITLE, CASES, COMPARED, FILES, QUICK, Case, states_of, work_of
 from record import Result, write
 
 LEFT_OUT = "optax jit"  # a compilation for each set of tensors
@@ -46,7 +46,7 @@ def prove(gpu: Any, folder: Path, quick: bool, until: float) -> Result:
     seen = [each for each in profiles if each["launches"]]
     if not seen:
         notes.append("torch's profiler saw no kernel")
-    ours = [each["launches"] for each in seen if each["peer"] in FILES]
+    ours = [each["launches"] for each in seen if each["peer"].startswith("fusedopt")]
     failed += [f"a step of fusedopt launched {launches} kernels" for launches in ours if launches != 1]
     return {"passed": not failed, "failed": failed, "notes": notes, "profiles": len(seen)}
 
@@ -58,7 +58,7 @@ def works(cases: tuple[Case, ...]) -> Iterator[tuple[Case, list[Way]]]:
         key = dataclasses.replace(case, ours="", peers=())
         titles.setdefault(key, {}).update(dict.fromkeys((case.ours, *case.peers)))
     for case, wanted in titles.items():
-        yield case, [way for way in WAYS if way.title in wanted and way.title != LEFT_OUT]
+        yield case, [way for title, way in BY_TITLE.items() if title in wanted and title != LEFT_OUT]
 
 
 def profiled(gpu: Any, case: Case, ways: list[Way], until: float, notes: list[str]) -> Iterator[Result]:
@@ -82,7 +82,7 @@ def profiled(gpu: Any, case: Case, ways: list[Way], until: float, notes: list[st
             notes.append(f"{case.optimizer}, {work.title}, {way.title}: the profiler refuses: {error}")
             continue
         seconds = sum(kernel.seconds for kernel in kernels)
-        moved = Task(work, case.optimizer, states_of(case), repeats=1).bytes
+        moved = way.bytes_moved(Task(work, case.optimizer, states_of(case), repeats=1))
         yield {
             "optimizer": case.optimizer,
             "title": work.title,

@@ -17,7 +17,7 @@ import fusedopt
 from fusedopt.cli.bench import row, version
 from fusedopt.cli.bench.measure import Measured, Task, measure
 from fusedopt.cli.bench.models import MODELS
-from fusedopt.cli.bench.peers import OPTIMIZERS, WAYS, Peer, Way
+from fusedopt.cli.bench.peers import OPTIMIZERS, WAYS, Peer, Way, stored_ways
 from fusedopt.cli.bench.work import NOISE, Work, equal_pieces, need_bytes, slice_of
 from gpu_bars import HOST_MICROSECONDS, figures_of
 from record import Result, circumstances, write
@@ -33,6 +33,8 @@ HOST_TENSORS = (1, 300, 10_000)
 FUSED = ("torch fused",)
 TORCH = (*FUSED, "torch foreach")
 ALL = (*TORCH, "optax jit", "CuPy whole arrays")
+STORED = tuple(way.title for way in stored_ways())
+BY_TITLE = {way.title: way for way in (*WAYS, *stored_ways())}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,7 @@ CASES = (
     Case("adam", ARRAYS, ALL, mi=64),
     Case("adam", TENSORS, TORCH, mi=64),
     *(Case("adamw", ours, FUSED, model) for model in ("moe", "resnet-50") for ours in FILES),
+    Case("adam", ARRAYS, STORED, mi=64),
     Case("sgd", ARRAYS, ALL, mi=64),
     Case("sgd", TENSORS, TORCH, mi=64),
     *(Case(optimizer, ours, FUSED, mi=256) for optimizer in ("adam", "sgd") for ours in FILES),
@@ -118,8 +121,7 @@ def states_of(case: Case) -> int:
 
 def ways_of(case: Case) -> list[Way]:
     """fusedopt's own, then the peers."""
-    by_title = {way.title: way for way in WAYS}
-    return [by_title[title] for title in (case.ours, *case.peers)]
+    return [BY_TITLE[title] for title in (case.ours, *case.peers)]
 
 
 def uncompared(way: Way) -> Way:
@@ -203,7 +205,7 @@ def take_up(results: Results, gpu: Any, case: Case, title: str, repeats: int, un
     print(f"    {title}", flush=True)
     task, found, rows = measured(gpu, case, work, repeats)
     results.rows[case.ours] += rows
-    results.figures += figures_of(case, task, found)
+    results.figures += figures_of(case, task, found, BY_TITLE)
     results.absent |= found.absent
     for each in rows:
         if not each.agrees:
@@ -226,7 +228,7 @@ def host_times(gpu: Any, samples: int) -> Iterator[Figure]:
 
         for title, between in (("unchanged", lambda: None), ("learning rate changed", change)):
             yield host_time(gpu, f"adam, {count:,} tensors, arrays: {title}", optimizer.step, between, samples, True)
-        ours = next(way for way in WAYS if way.title == TENSORS)
+        ours = BY_TITLE[TENSORS]
         if ours.missing("adam", gpu.kind) is None:
             arrays = [np.ones(256, np.float32)] * count
             step = ours.build("adam", arrays, arrays, gpu.kind).step

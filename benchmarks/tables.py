@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from storage_table import storage_table
+
 HERE = Path(__file__).parent
 README, OWN_README, RESULTS = HERE.parent / "README.md", HERE / "README.md", HERE / "results" / "cpu"
 PICTURE = "benchmarks/results/cpu/models.png"
@@ -195,6 +197,7 @@ def own_readme() -> str:
         text = replaced(text, curve, growth_table(points, curve))
     text = replaced(text, "missed", missed_table(by_name("bars.json")))
     text = replaced(text, "family", family_table(by_name("family.json")))
+    text = replaced(text, "storages", storage_table(by_name("storages.json")))
     return replaced(text, "limit", limit_table(by_name("limit.json")))
 
 

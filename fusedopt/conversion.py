@@ -15,7 +15,8 @@ from fusedopt.backends import kept as pieces
 from fusedopt.eight_bits import CODES, encode_blocks
 from fusedopt.parameter import DTYPES
 from fusedopt.rules.common_options import STATE_DTYPES
-from fusedopt.rules.rule import Rule, State
+from fusedopt.rules.declaration import State
+from fusedopt.rules.rule import Rule
 from fusedopt.storage import BESIDE_PARAMETER, MASTER, SCALE, Kept, blocks_of, kept_parameter
 from fusedopt.stored_arrays import StoredArray, stored_arrays
 
@@ -102,10 +103,11 @@ def converted(
             found |= _state(what, entry, state, stored, rule)
     moved: Array | None = None
     for key in PARAMETER_KEYS:
-        if key in found:
+        if key in entry:
             ours = kept_parameter(rule, data.dtype.name)
-            beside, moved = _parameter(f"{what}: {key}", key, found.pop(key), ours, data)
-            found |= beside
+            beside, moved = _parameter(f"{what}: {key}", key, entry[key], ours, data)
+            found = {k: v for k, v in found.items() if k not in PARAMETER_KEYS} | beside
+            break
     return _counted(found, rule), moved
 
 

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 
 from fusedopt.philox import Words
 from fusedopt.rounding import EXPONENT, NAN, SIGN
+from fusedopt.spare import spare
 from fusedopt.storage import BLOCK, Kept
 
 Array = np.ndarray[Any, Any]
@@ -70,48 +72,81 @@ class Code:
 CODES = {"signed": Code(True, 1, 18), "unsigned": Code(False, 2, 17)}
 
 
+@functools.cache
+def values_of(code: Code) -> Array:
+    """float32 values of all bytes, for a scale of 1."""
+    numbers = np.arange(256, dtype=np.int32) & code.largest
+    magnitudes = np.where(numbers > 0, code.magnitudes(numbers), np.float32(0))
+    values: Array = np.where(np.arange(256) > code.largest, -magnitudes, magnitudes)
+    return values
+
+
 def decoded(codes: Array, scales: Array, code: Code, to: Array) -> None:
     """The values of codes, with a scale for each, into an array of float32."""
-    numbers = (codes & np.uint8(code.largest)).astype(np.int32)
-    magnitudes = np.where(numbers > 0, code.magnitudes(numbers), np.float32(0))
-    if code.signed:
-        signs = (codes & np.uint8(0x80)).astype(np.uint32) << np.uint32(24)
-        magnitudes = (magnitudes.view(np.uint32) | signs).view(np.float32)
-    np.multiply(magnitudes, scales, to)
+    np.take(values_of(code), codes, out=to, mode="clip")  # into `to` itself: other modes make a copy
+    to *= scales
 
 
-def scales_of(values: Array) -> Array:
-    """The scale of each row of a matrix of float32: NaN where a value is not finite, 0 where all are zero."""
-    largest = (values.view(np.uint32) & ~SIGN).max(axis=1, initial=0)
+def scales_of(magnitudes: Array) -> Array:
+    """The scale of each row of a matrix of the bits of magnitudes: NaN where one is not finite, 0 where all are 0."""
+    largest = np.maximum.reduce(magnitudes, axis=1)
     scales = np.where(largest == 0, largest, np.maximum(largest, SMALLEST_SCALE))
     as_float: Array = np.where(largest >= EXPONENT, NAN, scales).view(np.float32)
     return as_float
 
 
-def encoded(values: Array, scales: Array, code: Code, noise: Words, to: Array) -> None:
-    """The codes of values, with a scale and 16 random bits for each, into an array of bytes."""
-    with np.errstate(all="ignore"):
-        inverses = np.where(scales > 0, np.float32(1) / scales, np.float32(0))  # of NaN, too
-        magnitudes = np.where(inverses > 0, np.abs(values) * inverses, np.float32(0))
-    odd = (noise << np.uint32(1) | np.uint32(1)).view(np.int32)  # without a mean, though there are but 16 bits
-    depths = (np.int32(code.ceiling) - magnitudes.view(np.int32)).astype(np.float32).view(np.int32)
-    added = odd << np.int32(code.dropped - 17)
-    numbers = np.int32(code.largest) - (depths - np.int32(code.nearest) + added >> np.int32(code.dropped))
-    # What is not 0 stays so where it is not signed: m / sqrt(v) would be infinite. With a sign, on average.
-    least = code.smallest * (odd * np.float32(2.0**-17)) if code.signed else np.float32(0)
-    numbers = np.where(magnitudes < code.smallest, magnitudes > least, np.minimum(numbers, code.largest))
-    if code.signed:
-        # 0 has no sign, in a block with a NaN least of all: that of a NaN differs from chip to chip.
-        numbers = np.where((numbers > 0) & (values < 0), numbers | np.int32(0x80), numbers)
-    to[...] = numbers
-
-
 def encode_blocks(values: Array, codes: Array, scales: Array, code: Code, noise: Words) -> None:
-    """The codes of a flat array's values, and the scales of its blocks."""
-    padded = np.zeros(len(scales) * BLOCK, np.float32)
-    padded[: len(values)] = values
+    """The codes of a flat array's values, and the scales of its blocks.
+
+    Args:
+        noise: 16 random bits for each value, which are written over.
+    """
+    padded = spare("magnitudes", values, len(scales) * BLOCK)
+    bits = padded[: len(values)]
+    np.bitwise_and(values.view(np.uint32), ~SIGN, out=bits)
+    padded[len(values) :] = 0
     scales[...] = scales_of(padded.reshape(-1, BLOCK))
-    encoded(values, spread(scales, 0, len(values)), code, noise, codes)
+    magnitudes = bits.view(np.float32)
+    with np.errstate(all="ignore"):
+        inverses = np.where(scales > 0, np.float32(1) / scales, np.float32(0))
+        magnitudes *= spread(inverses, 0, len(values))
+    if np.isnan(scales).any():
+        magnitudes[np.isnan(spread(scales, 0, len(values)))] = 0
+    small, least = _least(magnitudes, code, noise)
+    codes[...] = _numbers(magnitudes, code, noise)
+    codes *= ~small
+    codes += least
+    if code.signed:  # 0 has no sign, in a block with a NaN least of all: that of a NaN differs from chip to chip
+        negative = values < 0
+        negative &= codes != 0
+        codes |= negative.view(np.uint8) << np.uint8(7)
+
+
+def _least(magnitudes: Array, code: Code, noise: Words) -> tuple[Array, Array]:
+    """Which magnitudes are below that of the number 1, and which of these have that number."""
+    small = magnitudes < code.smallest
+    if not code.signed:  # what is not 0 stays so: m / sqrt(v) would be infinite
+        return small, small & (magnitudes > 0)
+    chances = spare("depths", noise).view(np.float32)  # with a sign, on average
+    chances[...] = noise
+    chances += np.float32(0.5)
+    chances *= np.float32(code.smallest * 2.0**-16)
+    return small, small & (magnitudes > chances)
+
+
+def _numbers(magnitudes: Array, code: Code, noise: Words) -> Array:
+    """The numbers of those that are not small, as int32; magnitudes and noise are written over."""
+    depths = spare("depths", magnitudes).view(np.int32)
+    np.subtract(np.int32(code.ceiling), magnitudes.view(np.int32), out=depths)
+    magnitudes[...] = depths
+    bits, added = magnitudes.view(np.int32), noise.view(np.int32)
+    added <<= np.int32(code.dropped - 16)
+    bits -= np.int32(code.nearest - (1 << code.dropped - 17))  # half of the noise's step more: without a mean
+    bits += added
+    bits >>= np.int32(code.dropped)
+    np.maximum(bits, np.int32(0), out=bits)
+    np.subtract(np.int32(code.largest), bits, out=bits)
+    return bits
 
 
 def spread(scales: Array, first: int, last: int) -> Array:

@@ -60,7 +60,11 @@ class Parameter:
 
     @property
     def data(self) -> Any:
-        """The values: after an optimizer took the parameter, a view of its flat buffer. Write with `data[...] = x`."""
+        """The values: after an optimizer took the parameter, a view of its flat buffer. Write with `data[...] = x`.
+
+        Where the optimizer keeps masters, remainders or compensations, call its `reload_masters` after that: steps go on
+        from these.
+        """
         return self._data
 
     @data.setter

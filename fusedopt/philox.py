@@ -10,35 +10,64 @@ from typing import Any
 
 import numpy as np
 
+from fusedopt.spare import spare
+
 ROUNDS = 7
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 WEYL = 0x9E3779B9, 0xBB67AE85
-SPREAD = 0x9E3779B1  # odd: what the word of an element is multiplied by for another stream's noise
+SPREAD = 0x9E3779B1  # what the word of an element is multiplied by for the next stream's noise: odd
 MASK = 0xFFFFFFFF
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 
 
 def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int], rounds: int = ROUNDS) -> tuple[Any, Any, Any, Any]:
-    """Four random words for each counter of four words, as uint64 arrays of numbers below 2^32.
+    """Four random words for each counter of four words: ints, or uint64 arrays of numbers below 2^32.
 
     Args:
-        counter: uint64 arrays, or numbers, below 2^32, that broadcast.
+        counter: Each word an int below 2^32, or a flat uint64 array of such, of one length, which is written over. As
+            long as a word is one int for all, so is what is made of it.
         key: Two words.
     """
-    c0, c1, c2, c3 = (np.asarray(word, np.uint64) for word in counter)
+    c0, c1, c2, c3 = counter
     k0, k1 = key
-    mask, half = np.uint64(MASK), np.uint64(32)
+    like = next((word for word in counter if not isinstance(word, int)), np.empty(0, np.uint64))
+    free = [spare(f"philox {n}", like, 2 * like.size).view(np.uint64) for n in range(6)]
     for _ in range(rounds):
-        first, second = c0 * np.uint64(MULTIPLIERS[0]), c2 * np.uint64(MULTIPLIERS[1])
-        c0, c1 = second >> half ^ c1 ^ np.uint64(k0), second & mask
-        c2, c3 = first >> half ^ c3 ^ np.uint64(k1), first & mask
+        upper0, lower0 = _product(c0, MULTIPLIERS[0], free)
+        upper2, lower2 = _product(c2, MULTIPLIERS[1], free)
+        c0, c1 = _mixed(upper2, c1, k0, free), lower2
+        c2, c3 = _mixed(upper0, c3, k1, free), lower0
         k0, k1 = k0 + WEYL[0] & MASK, k1 + WEYL[1] & MASK
     return c0, c1, c2, c3
 
 
+def _product(word: Any, multiplier: int, free: list[Any]) -> tuple[Any, Any]:
+    """The upper half of a product in a free array, and the lower half in the word's place."""
+    if isinstance(word, int):
+        return word * multiplier >> 32, word * multiplier & MASK
+    word *= np.uint64(multiplier)
+    upper = np.right_shift(word, np.uint64(32), out=free.pop())
+    word &= np.uint64(MASK)
+    return upper, word
+
+
+def _mixed(one: Any, other: Any, key: int, free: list[Any]) -> Any:
+    """`one ^ other ^ key`, in the place of one of them; the other's is free then."""
+    if isinstance(one, int) and isinstance(other, int):
+        return one ^ other ^ key
+    into, mixed_in = (other, one) if isinstance(one, int) else (one, other)
+    if isinstance(mixed_in, int):
+        into ^= np.uint64(mixed_in ^ key)
+        return into
+    into ^= mixed_in
+    into ^= np.uint64(key)
+    free.append(mixed_in)
+    return into
+
+
 def words(seed: int, step: int, number: int, first: int, count: int) -> Words:
-    """A random word for each of `count` elements of a parameter.
+    """A random word for each of `count` elements of a parameter, until the thread asks for others.
 
     Args:
         seed: Below 2^53.
@@ -47,14 +76,26 @@ def words(seed: int, step: int, number: int, first: int, count: int) -> Words:
         first: The first element; a multiple of 4, since four neighbours share a counter.
     """
     quads = np.arange(first // 4, -(-(first + count) // 4), dtype=np.uint64)
-    counter = quads & np.uint64(MASK), quads >> np.uint64(32), step & MASK, number
-    four = philox(counter, (seed & MASK, seed >> 32))
-    return np.stack(np.broadcast_arrays(*four), axis=1).astype(np.uint32).reshape(-1)[:count]
+    low, high = quads & np.uint64(MASK), quads >> np.uint64(32)
+    # Pieces start at multiples of 2^16 and are no longer: all their quads have the same upper word.
+    upper = int(high[0]) if count and high[0] == high[-1] else high
+    drawn: Words = spare("words", quads, 4 * quads.size).reshape(-1, 4)
+    for place, word in enumerate(philox((low, upper, step & MASK, number), (seed & MASK, seed >> 32))):
+        drawn[:, place] = word
+    return drawn.reshape(-1)[:count]
+
+
+def multiplier(stream: int) -> int:
+    """What the words of elements are multiplied by for a stream's noise.
+
+    Powers, since what is multiplied by 3 is correlated with what is not: 1/3.
+    """
+    return pow(SPREAD, stream, MASK + 1)
 
 
 def noise(words: Words, stream: int) -> Words:
     """16 random bits for each element, others for each stream: 0 is the parameter, k + 1 its state k."""
-    if stream:
-        words = words * np.uint32(SPREAD * (2 * stream - 1) & MASK)
-    drawn: Words = words >> np.uint32(16)
+    drawn: Words = spare("noise", words)
+    np.multiply(words, np.uint32(multiplier(stream)), out=drawn)
+    drawn >>= np.uint32(16)
     return drawn

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fusedopt.rules import Rule
-from fusedopt.single_step import state_names, updated
+from fusedopt.single_step import FOR_OPTIMIZERS, state_names, updated
 
 
 def function_name(rule: type[Rule]) -> str:
@@ -22,17 +22,20 @@ def signature_of(rule: type[Rule]) -> inspect.Signature:
     places = [kinds(name, kinds.POSITIONAL_OR_KEYWORD) for name in ("p", "g")]
     states = [kinds(name, kinds.POSITIONAL_OR_KEYWORD, default=None) for name in state_names(rule)]
     named = [kinds("step", kinds.KEYWORD_ONLY), kinds("in_place", kinds.KEYWORD_ONLY, default=False)]
-    options = inspect.signature(rule, eval_str=True).parameters.values()
+    known = _options(rule)
+    options = [o for name, o in inspect.signature(rule, eval_str=True).parameters.items() if name in known]
     return inspect.Signature([*places, *states, *named, *(o.replace(kind=kinds.KEYWORD_ONLY) for o in options)])
 
 
 def function_of(rule: type[Rule], module: str) -> Callable[..., Any]:
     """`apply` for one rule, with its hyperparameters among the arguments."""
     name, signature = function_name(rule), signature_of(rule)
-    states, options = state_names(rule), {key for key, field in rule.options().items() if field.init}
+    states, options = state_names(rule), set(_options(rule))
 
     def function(*arguments: Any, **named: Any) -> Any:
         for key in named:
+            if key in (*rule.storage_options(), "seed"):
+                raise TypeError(f"{name}: {key} {FOR_OPTIMIZERS}.")
             if key not in signature.parameters:
                 raise TypeError(f"{name}: {rule.unknown_option(key)}")
         try:
@@ -49,12 +52,18 @@ def function_of(rule: type[Rule], module: str) -> Callable[..., Any]:
     return function
 
 
+def _options(rule: type[Rule]) -> dict[str, Any]:
+    """The fields of what a call may say: not how arrays are kept, which is the caller's."""
+    others = {*rule.storage_options(), "seed"}
+    return {name: field for name, field in rule.options().items() if field.init and name not in others}
+
+
 def _short(rule: type[Rule]) -> str:
     return f"({', '.join(['p', 'g', *state_names(rule)])}, step=1, ...)"
 
 
 def _documentation(rule: type[Rule]) -> str:
-    lines = [f"    {name}: {field.metadata['doc']}." for name, field in rule.options().items() if field.init]
+    lines = [f"    {name}: {field.metadata['doc']}." for name, field in _options(rule).items()]
     states = ", ".join(state_names(rule))
     state_lines = [f"    {states}: What the step before returned; None at step 1, and for what is not kept."]
     return "\n".join(

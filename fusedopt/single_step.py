@@ -21,6 +21,8 @@ from fusedopt.rules.rule import Rule, Values, check_declaration
 from fusedopt.storage import Storage, plain
 from fusedopt.tracing import trace
 
+FOR_OPTIMIZERS = "says how an optimizer keeps arrays, and here the caller does; leave it out, or use an optimizer"
+
 
 def result_type(rule: type[Rule]) -> Any:
     """What a step of the rule returns: a named tuple of `p`, the state arrays and the scalar states, in that order."""
@@ -88,9 +90,12 @@ def apply(rule: Rule, p: Any, g: Any, *states: Any, step: int, in_place: bool = 
         got = f"the class {rule.__name__}; call it" if isinstance(rule, type) else repr(rule)
         raise TypeError(f"apply takes a rule with its hyperparameters, such as MyRule(lr=0.1), got {got}.")
     check_declaration(type(rule))
+    name = type(rule).__name__
     if rule.procedure:
-        name = type(rule).__name__
         raise TypeError(f"apply: {name} is a procedure, whose step is no single update; use fusedopt.{name}.")
+    for option in rule.storage_options():
+        if getattr(rule, option):
+            raise TypeError(f"apply: {option}={getattr(rule, option)!r} of {name} {FOR_OPTIMIZERS}.")
     return updated(rule, type(rule).__name__, p, g, _by_name(type(rule), states, named), step, in_place)
 
 

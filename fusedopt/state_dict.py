@@ -68,7 +68,7 @@ def make_state(arena: Arena) -> None:
     make_buffers(arena)
     arena.begin(new)
     arena.part_cohorts(new)
-    if rule.counter_key is None and rule.kept_states:
+    if rule.step_key is None and rule.kept_states:
         counters = arena.memory.host(arena.counters)
         counters[new, 0] = 1  # zeros are a state of age 1, not none
         with arena.memory.here():

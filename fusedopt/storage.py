@@ -9,7 +9,8 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 
-from fusedopt.rules.rule import Rule, State
+from fusedopt.rules.declaration import State
+from fusedopt.rules.rule import Rule
 
 BLOCK = 128  # elements of 8-bit states that share a scale: the tile of a warp, whose lanes find their maximum together
 SMALL = 4096  # of parameters with fewer elements, 8-bit states are kept in float32: most are biases and scales of norms
@@ -103,6 +104,12 @@ class Storage:
     def beside(self) -> tuple[int, ...]:
         """The streams that have a second array, by their places in `streams`, in order."""
         return tuple(place for place, kept in enumerate(self.streams) if kept.beside)
+
+    @functools.cached_property
+    def units(self) -> tuple[int, ...]:
+        """Of each of a span's arrays, in order, the elements that share one of it: 1, or those of a block."""
+        scales = [BLOCK if self.streams[place].codes else 1 for place in self.beside]
+        return (*(1 for _ in self.streams), *scales)
 
     @functools.cached_property
     def draws(self) -> bool:

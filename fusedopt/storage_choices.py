@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fusedopt.rules.rule import Rule
-from fusedopt.storage import BLOCK, SMALL, Kept, Storage, storage_of
+from fusedopt.storage import BLOCK, ITEMSIZE, SMALL, Storage, storage_of
 from fusedopt.tracing import trace
 from fusedopt.traffic import traffic
 
@@ -31,6 +31,11 @@ class Choice:
     dtype: str
     options: Mapping[str, Any]
 
+    @property
+    def written(self) -> str:
+        """The options as they are written in a call."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
     def rule(self, rule: Rule) -> Rule:
         """A rule with these options."""
         return dataclasses.replace(rule, **self.options)
@@ -47,7 +52,11 @@ class Choice:
         """Bytes for each parameter beyond itself and its gradient."""
         storage = self.storage(rule, size)
         states = sum(kept.bytes for kept in storage.states)
-        return states + storage.parameter.bytes - Kept(storage.parameter.dtype).bytes
+        return states + storage.parameter.bytes - ITEMSIZE[self.dtype]
+
+    def in_all(self, rule: Rule, size: int = LARGE) -> float:
+        """Bytes for each parameter, itself and its gradient with it."""
+        return self.kept(rule, size) + 2 * ITEMSIZE[self.dtype]
 
 
 def _choice(name: str, title: str, dtype: str = "bfloat16", **options: Any) -> Choice:
@@ -58,17 +67,26 @@ CHOICES: dict[str, Choice] = {
     choice.name: choice
     for choice in (
         _choice("float32", "float32 everything", "float32"),
-        _choice(
-            "master",
-            "float32 master, float32 states",
-            master_weights="float32",
-            state_dtype="float32",
-        ),
+        _choice("master", "float32 master, float32 states", master_weights="float32", state_dtype="float32"),
         _choice("split", "split master, float32 states", master_weights="split", state_dtype="float32"),
         _choice("split+bfloat16", "split master, bf16 states", master_weights="split", state_dtype="bfloat16"),
         _choice("split+int8", "split master, int8 states", master_weights="split", state_dtype="int8"),
         _choice("split24+int8", "split24 master, int8 states", master_weights="split24", state_dtype="int8"),
-        _choice("kahan", "Kahan, bf16 states", kahan=True, state_dtype="bfloat16"),
-        _choice("stochastic", "stochastic rounding, bf16 states", stochastic_rounding=True, state_dtype="bfloat16"),
+        _choice(
+            "split+random",
+            "split master, bf16 states rounded at random",
+            master_weights="split",
+            state_dtype="bfloat16",
+            stochastic_rounding=True,
+        ),
+        _choice(
+            "kahan+random",
+            "Kahan's compensation, bf16 states rounded at random",
+            kahan=True,
+            state_dtype="bfloat16",
+            stochastic_rounding=True,
+        ),
+        _choice("random", "everything bf16, rounded at random", state_dtype="bfloat16", stochastic_rounding=True),
+        _choice("random+int8", "bf16 rounded at random, int8 states", state_dtype="int8", stochastic_rounding=True),
     )
 }

@@ -13,17 +13,14 @@ __device__ inline unsigned bits_of(float value) {
   return (bits & ~SIGN) > EXPONENT ? NOT_A_NUMBER : bits;
 }
 
-// These bits with zeros for the last DROPPED, and what was added to them before carried; infinities and NaN as they are.
-template <unsigned DROPPED> __device__ inline unsigned rounded(unsigned bits, unsigned added) {
-  return (bits & EXPONENT) == EXPONENT ? bits : (bits + added) & (~0u << DROPPED);
-}
-
+// These bits with zeros for the last DROPPED. Of infinity and that NaN they are zeros, to which nothing is added that
+// carries.
 template <unsigned DROPPED> __device__ inline unsigned nearest(unsigned bits) {  // to even in the middle
-  return rounded<DROPPED>(bits, (bits >> DROPPED & 1u) + ((1u << (DROPPED - 1)) - 1u));
+  return (bits + (bits >> DROPPED & 1u) + ((1u << (DROPPED - 1)) - 1u)) & (~0u << DROPPED);
 }
 
 template <unsigned DROPPED> __device__ inline unsigned stochastic(unsigned bits, unsigned noise) {  // 16 bits of noise
-  return rounded<DROPPED>(bits, noise >> (16 - DROPPED));
+  return (bits + (noise >> (16 - DROPPED))) & (~0u << DROPPED);
 }
 
 __device__ inline void narrow_stochastically(float value, unsigned noise, BFloat16& stored) {

@@ -11,13 +11,19 @@ __device__ inline Draw draw_of(double seed, double step, unsigned number) {
   return {{(unsigned)whole, (unsigned)(whole >> 32)}, (unsigned)(unsigned long long)step, number};
 }
 
+// A power of it for each stream: what is multiplied by 3 is correlated with what is not.
+__device__ constexpr unsigned multiplier(unsigned stream) {
+  return stream ? 0x9e3779b1u * multiplier(stream - 1) : 1u;
+}
+
 // A word for each of four neighbours, whose 16 random bits are another product's upper half for each stream.
 struct Words {
   unsigned word[4];
 
   // Of the parameter, 0, or of its state k, k + 1.
   template <unsigned STREAM> __device__ unsigned noise(unsigned lane) const {
-    return (STREAM ? word[lane] * (0x9e3779b1u * (2 * STREAM - 1)) : word[lane]) >> 16;
+    constexpr unsigned by = multiplier(STREAM);
+    return (word[lane] * by) >> 16;
   }
 };
 

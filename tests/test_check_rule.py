@@ -206,6 +206,12 @@ def imprecise_result(self, p, g, s, c):
     return p, Values(slow=(p + 1e6) - 1e6, **vars(new))
 
 
+def by_a_small_difference(self, p, g, s, c):
+    """Two averages, of which the difference decides: each is right to some per cent in 8 bits."""
+    slow, fast = 0.999 * s.slow + 0.001 * (g + 30), 0.99 * s.fast + 0.001 * (g + 30)
+    return p - 100 * c.lr * c.beta * (slow - fast) - c.decay * p, Values(slow=slow, fast=fast)
+
+
 def with_state_named(name):
     """Good whose state has another name."""
 
@@ -263,6 +269,16 @@ PLANTED = [
     (update(gradient_ignored), "cost", "never reads the gradient; use g in update."),
     (update(uphill), "descends", "goes the wrong way: 11 steps along the gradient of |p|^2 / 2 take |p| from "),
     (MaximizeIgnored, "descends", "and it should get larger. Look for"),
+    (
+        wrong(state=("slow", "fast"), update=by_a_small_difference),
+        "storages",
+        "of 'slow' or 'fast' small differences decide; declare State(name, codes=None), for which int8 is refused.",
+    ),
+    (
+        wrong(state=(State("exp_avg", codes="unsigned"),)),
+        "storages",
+        "is declared with codes='unsigned' and goes below zero; declare State('exp_avg', codes='signed').",
+    ),
     (
         update(lambda p, g, m, c: misspelt(p)),
         "tracing",

@@ -108,8 +108,9 @@ def test_adan_is_the_papers_algorithm(folder):
         np.testing.assert_allclose(plain.parameter, theta, rtol=1e-13, err_msg=str(k))
 
 
-def test_the_table_of_optimizers_is_the_generated_one():
-    assert docs.page_with_table(docs.PAGE.read_text()) == docs.PAGE.read_text(), "run python -m fusedopt.docs"
+def test_the_tables_of_the_pages_are_the_generated_ones():
+    for page, text in docs.pages().items():
+        assert page.read_text() == text, f"{page.name}: run python -m fusedopt.docs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,4 +154,4 @@ def test_a_row_says_what_each_flag_moves_and_keeps():
 
 def test_a_page_without_marks_is_refused():
     with pytest.raises(ValueError, match="has no marks <!-- table --> and <!-- /table -->"):
-        docs.page_with_table("# Optimizers")
+        docs.with_section("# Optimizers", "table", "")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import json
@@ -42,6 +43,9 @@ from fusedopt.cli.bench.measure import Figures, Measured, Task
 from fusedopt.cli.bench.work import equal_pieces
 from timing import Figure
 
+# All cases, but with few storages: g++ compiles a kernel for each.
+STORED = ("fusedopt, split", "fusedopt, split24+int8")
+FEW = tuple(dataclasses.replace(c, peers=STORED) if c.peers == gpu_speed.STORED else c for c in gpu_speed.CASES)
 PROVE = gpu_commands.finished  # before a test puts something in its place
 
 
@@ -183,10 +187,10 @@ def on_the_host(monkeypatch: pytest.MonkeyPatch) -> HostCuPy:
     monkeypatch.setattr(gpu_speed, "MI", 40)
     monkeypatch.setattr(gpu_speed, "COMPARED", 128 * 40)
     monkeypatch.setattr(gpu_speed, "HOST_TENSORS", (1, 30))
-    monkeypatch.setattr(gpu_speed, "QUICK", gpu_speed.CASES)
+    monkeypatch.setattr(gpu_speed, "QUICK", FEW)
     monkeypatch.setattr(gpu_speed, "MODELS", {name: TinyModel(name) for name in gpu_speed.MODELS})
     monkeypatch.setattr(gpu_geometry, "MI", 1_000)
-    monkeypatch.setattr(gpu_profiles, "QUICK", gpu_speed.CASES)
+    monkeypatch.setattr(gpu_profiles, "QUICK", FEW)
     few_bits(monkeypatch)
     return cupy
 
@@ -194,6 +198,7 @@ def on_the_host(monkeypatch: pytest.MonkeyPatch) -> HostCuPy:
 def few_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_bits, "CASES", gpu_bits.CASES[1:2])
     monkeypatch.setattr(gpu_bits, "DTYPES", (np.float32,))
+    monkeypatch.setattr(gpu_bits, "STORED", ())
     monkeypatch.setattr(gpu_bits, "SHAPES", ((3,), (0,), (17,), (3, 1_001)))
 
 
@@ -252,7 +257,8 @@ def test_the_whole_proof_runs(
     check_speed(folder, proof["sections"]["speed"])
     profiles = json.loads((folder / "profiles.json").read_text())
     assert {(each["launches"], each["device_seconds"]) for each in profiles} == {(1, 5e-6)}
-    assert {each["peer"] for each in profiles} == {"fusedopt", "fusedopt.torch", *gpu_speed.TORCH, "CuPy whole arrays"}
+    others = {*gpu_speed.TORCH, *STORED, "CuPy whole arrays"}
+    assert {each["peer"] for each in profiles} == {"fusedopt", "fusedopt.torch", *others}
     geometry = json.loads((folder / "geometry.json").read_text())
     assert len(geometry) == len({each["name"] for each in geometry}) == 8
     assert not (tmp_path / "verified.json").exists()  # of a quick run
@@ -281,6 +287,7 @@ def check_speed(folder: Path, section: dict[str, Any]) -> None:
         assert any(row["difference"] is not None for row in rows[name] if row["peer"] == "torch fused")
         assert (folder / name).with_suffix(".png").exists() == (not any("no pictures" in n for n in section["notes"]))
     peers = {row["peer"] for row in rows["bench-arrays.json"]}
+    assert set(STORED) <= peers
     assert {"fusedopt", "torch fused", "torch foreach", "CuPy whole arrays"} <= peers
     figures = bars(folder)
     barred = {each["name"].rpartition(": ")[2] for each in figures if each["met"] is not None}
@@ -370,7 +377,7 @@ def test_a_device_that_does_nothing_does_not_pass(on_the_host: HostCuPy, monkeyp
 def test_bits_for_which_there_was_no_time_have_not_passed() -> None:
     found = gpu_bits.compare(np.array, np.array, until=0.0)
     assert (found["passed"], found["cases"]) == (False, 0)
-    assert len(found["notes"]) == len(gpu_bits.CASES) * len(gpu_bits.DTYPES)
+    assert len(found["notes"]) == len(gpu_bits.CASES) * len(gpu_bits.DTYPES) + len(gpu_bits.STORED)
 
 
 def test_a_changed_kernel_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,9 +420,24 @@ def test_bars_are_of_large_tensors_and_of_models(
     mi: int, tensors: int, model: str, fused: float, bars: list[float | None]
 ) -> None:
     case = gpu_speed.Case("adam", "fusedopt", ("torch fused",), model, mi=mi, tensors=tensors)
-    figures = list(gpu_bars.figures_of(case, *measured({"fusedopt": 1.0, "torch fused": fused}, 0.99)))
+    found = measured({"fusedopt": 1.0, "torch fused": fused}, 0.99)
+    figures = list(gpu_bars.figures_of(case, *found, gpu_speed.BY_TITLE))
     assert [figure.at_least for figure in figures] == bars
     assert [figure.value for figure in figures] == pytest.approx([0.99, 0.99, fused])
+
+
+def test_a_storage_is_held_against_a_copy_of_its_own_bytes() -> None:
+    case = gpu_speed.Case("adam", "fusedopt", gpu_speed.STORED, mi=64)
+    task, found = measured({"fusedopt": 1.0, "fusedopt, split": 0.9, "fusedopt, split+int8": 0.6}, 0.95)
+    for figures in found.figures.values():
+        figures.kept_bytes, figures.extra_bytes = 1_000, 5
+    stored = list(gpu_bars.figures_of(case, task, found, gpu_speed.BY_TITLE))[2:]
+    titles = ["share of a copy", "extra memory of a step"]
+    assert [figure.name.rpartition(": ")[2] for figure in stored] == 2 * titles
+    assert [figure.value for figure in stored] == pytest.approx(
+        [26 / 28 * 0.95 / 0.9, 0.005, 14.125 / 28 * 0.95 / 0.6, 0.005]
+    )
+    assert [figure.met for figure in stored] == [True, True, False, True]
 
 
 def test_a_large_work_takes_no_memory_of_the_host(on_the_host: HostCuPy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,12 @@ def test_a_kernel_of_many_variants_is_as_lean(architecture):
         ("storage.cuh", "__builtin_assume(__isGlobal(pointer));", "", "generic accesses"),
         ("fused_step.cu", "__launch_bounds__(256, 4)", "__launch_bounds__(256, 8)", "local accesses"),
         ("fused_step.cu", "aligned && lanes == WIDTH", "false", "accesses to global memory"),
-        ("fused_step.cu", "#pragma unroll 1\n  for (; i", "#pragma unroll 2\n  for (; i", "accesses to global memory"),
+        (
+            "fused_step.cu",
+            "#pragma unroll 1\n  for (; (i",
+            "#pragma unroll 2\n  for (; (i",
+            "accesses to global memory",
+        ),
     ],
     ids=["generic", "spilled", "narrow", "unrolled"],
 )

@@ -15,6 +15,7 @@ from emulator.build import Unavailable, compiler, run_sanitized, skip_or_fail
 from fusedopt.backends import device
 from fusedopt.backends.device import kernel_texts
 from fusedopt.layout import chunks_of
+from kept_checks import check_kept
 from mutation import edit
 from step_checks import (
     check_backward,
@@ -31,6 +32,7 @@ from step_checks import (
 SCRIPT = Path(__file__).with_name("sanitized_steps.py")
 KERNEL, STORAGE, RULE = "fused_step.cu", "storage.cuh", "rule.cuh"
 SUMS, REDUCTIONS = "fused_sums.cuh", "reductions.cuh"
+STREAMS, KEPT, RANDOM = "streams.cuh", "kept.cuh", "random.cuh"
 SUM_RUNS = "entered)\n      EACH_STAGE(SUM_RUNS)\n    }"
 PREPARE = "if (threadIdx.x == 0) prepare<Variant>(launch, shared);\n"
 
@@ -47,8 +49,8 @@ KILLED = {
             "s[0] = new_exp_avg;\n    s[1] = new_exp_avg_sq;",
             "s[1] = new_exp_avg;\n    s[0] = new_exp_avg_sq;",
         ),
-        ("states swapped in memory", KERNEL, "span.state[k]))", "span.state[Variant::states - 1 - k]))"),
-        ("a dropped tail", KERNEL, ": to.store(elements, lanes);", ": void();"),
+        ("states swapped in memory", STREAMS, "state[place - 2]", "state[STATES + 1 - place]"),
+        ("a dropped tail", STREAMS, ": store_each(span, first, lanes);", ": void();"),
         ("one lane too few", KERNEL, "WIDTH ? chunk.count - i", "WIDTH ? chunk.count - i - 1"),
         ("no advance", KERNEL, "global(span.counter)[k].values[i] = shared.next[i];", ";"),
         ("the first counter alone advances", KERNEL, "k < span.parameters;", "k < 1;"),
@@ -57,14 +59,19 @@ KILLED = {
     ],
     check_large_offsets: [
         ("one lane too many", KERNEL, "WIDTH ? chunk.count - i", "WIDTH ? chunk.count - i + 1"),
-        ("an unmasked store", KERNEL, "to.store(elements, lanes);", "to.store(elements, WIDTH);"),
-        ("a 32-bit index", KERNEL, "const Span& span, unsigned long long first", "const Span& span, unsigned first"),
+        ("an unmasked store", STREAMS, ": store_each(span, first, lanes);", ": store_each(span, first, WIDTH);"),
+        (
+            "a 32-bit index",
+            STREAMS,
+            "place(const Span& span, unsigned long long first)",
+            "place(const Span& span, unsigned first)",
+        ),
         ("a 32-bit place of a chunk", KERNEL, "unsigned long long first;  //", "unsigned first, unused;  //"),
         (
             "a 32-bit offset in bytes",
-            KERNEL,
-            "static_cast<typename Variant::Gradient*>(span.gradient)) + first",
-            "static_cast<typename Variant::Gradient*>(span.gradient)) + unsigned(4 * first) / 4",
+            KEPT,
+            "global(static_cast<T*>(array)) + first",
+            "global(static_cast<T*>(array)) + unsigned(4 * first) / 4",
         ),
     ],
     check_counting: [("scalar state does not advance", KERNEL, "i = 0; i <= SCALARS", "i = 0; i < 1")],
@@ -105,6 +112,32 @@ KILLED = {
             "entered)\n      EACH_STAGE(SUM_RUNS)\n    }\n    __syncthreads();",
             SUM_RUNS,
         ),
+    ],
+    check_kept: [
+        ("a master that is not written", KEPT, "raw.beside.lane[lane] = values[lane];", ";"),
+        ("a remainder without its sign", KEPT, ".bits - unsigned(rest < 0);", ".bits;"),
+        ("24 bits are cut", KEPT, "bits = nearest<8>(bits);", "bits &= ~0xffu;"),
+        ("ties go up", KEPT, "(bits >> DROPPED & 1u)", "1u"),
+        ("each NaN has its own bits", KEPT, "> EXPONENT ? NOT_A_NUMBER : bits", "> ~0u ? NOT_A_NUMBER : bits"),
+        ("nothing is compensated", KEPT, "narrow(values[lane] - kept, ", "narrow(kept - kept, "),
+        ("small halves are rounded as large ones", KEPT, "< 0x1p-14f", "< 0"),
+        ("one round less", RANDOM, "round < 7", "round < 6"),
+        ("half of the seed", RANDOM, "(unsigned)(whole >> 32)}", "0u}"),
+        ("the numbers of the last step", RANDOM, "(unsigned long long)step, number", "0, number"),
+        ("the numbers of another parameter", RANDOM, "step, number};\n}", "step, 0u};\n}"),
+        ("the same numbers for each state", RANDOM, "(2 * STREAM - 1)", "1"),
+        ("numbers of a chunk's elements", KERNEL, "shared.draw, first, lanes", "shared.draw, place, lanes"),
+        ("the largest of a lane", KEPT, "scale_of(warp_largest(largest))", "scale_of(largest)"),
+        ("one warp alone writes its scales", KEPT, "threadIdx.x % 32 == 0", "threadIdx.x == 0"),
+        ("lanes leave their warp", KERNEL, "blocks ? ~127u : ~0u", "blocks ? ~0u : ~0u"),
+        ("what is no element is the largest", KEPT, "lane < lanes && size", "size"),
+        ("scales of a chunk", KEPT, "+ at.first / 128", "+ at.first % 256 / 128"),
+        ("a tiny scale", KEPT, "largest < (127u - 80u)", "largest < (127u - 90u)"),
+        ("zero instead of the smallest v", KEPT, "* 0x1p-17f) : 0.0f", "* 0x1p-17f) : smallest / 2"),
+        ("codes are cut", KEPT, "+ (odd << (DROPPED - 17))", ""),
+        ("beside another parameter", STREAMS, "BESIDE + Kept::beside", "BESIDE"),
+        ("the tile before", KERNEL, "const unsigned place = i - behind", "const unsigned place = i"),
+        ("the span's number is forgotten", KERNEL, "shared.next[0], shared.span.number", "shared.next[0], 0"),
     ],
     check_conversions: [
         ("ties of bfloat16 round up", STORAGE, "(bits >> 16 & 1u)", "1u"),

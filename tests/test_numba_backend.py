@@ -20,6 +20,7 @@ from devices import NUMBA
 from fusedopt import backends, rules
 from fusedopt.backends.numpy import NumpyPlan
 from fusedopt.storage import plain as plainly_kept
+from fusedopt.storage import storage_of
 from fusedopt.tracing import trace
 from random_rules import EXCHANGES, bodies, optimizer_of, scales, some_values, uniform
 from step_checks import NAdam
@@ -121,14 +122,27 @@ def test_scalar_state_is_advanced():
 # --- machine code
 
 
+IN_VECTORS = {
+    "float32": plainly_kept("float32", "float32", ("float32",) * 3),
+    "float16": plainly_kept("float16", "float16", ("float16",) * 3),
+    "bfloat16": plainly_kept("bfloat16", "bfloat16", ("bfloat16",) * 3),
+    "split": storage_of(rules.Adam(amsgrad=True, master_weights="split"), "bfloat16", "bfloat16", 8192),
+    "split24": storage_of(
+        rules.Adam(amsgrad=True, master_weights="split24", stochastic_rounding=True), "bfloat16", "bfloat16", 8192
+    ),
+    "int8": storage_of(rules.Adam(amsgrad=True, state_dtype="int8"), "float32", "float32", 8192),
+}
+
+
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86's instructions")
-@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("stored", IN_VECTORS)
 def test_the_loop_is_made_of_vector_instructions(stored):
-    """Also with five arrays, four of them written, which for all LLVM knows could overlap."""
-    traced = trace(rules.Adam(amsgrad=True))
-    loop, _ = numba_backend.compiled(traced, (False, False), ("float32", stored, "float32"), False)
+    """Also with many arrays, most of them written, which for all LLVM knew could overlap."""
+    traced, storage = trace(rules.Adam(amsgrad=True)), IN_VECTORS[stored]
+    loop, _ = numba_backend.compiled(traced, (False, False), storage, False)
     (text,) = loop.inspect_asm().values()
     assert re.search(r"v?sqrtps", text)  # of four and more; vsqrtss would be of one
+    assert bool(re.search(r"v?pmuludq", text)) == storage.draws  # Philox's products
     assert not re.search(r"\bv?fn?m(add|sub)\w*\b", text), "rounded once where NumPy rounds twice"
 
 

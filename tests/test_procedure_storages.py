@@ -239,7 +239,7 @@ def test_lazyadams_rows_refuse_storages_and_change_nothing(options):
     optimizer.step()
     before = everything(optimizer)
     parameters[1].grad = SparseGradient(np.array([1]), np.ones((1, 2), "bfloat16"))
-    with pytest.raises(RuntimeError, match=f"which {next(iter(options))} is for; give it dense gradients"):
+    with pytest.raises(RuntimeError, match=f"{next(iter(options))}=.* is not for a SparseGradient.*dense gradients"):
         optimizer.step()
     after = everything(optimizer)
     assert before.keys() == after.keys()

@@ -648,7 +648,7 @@ WRONG: dict[str, tuple[Callable[[Any], None], type[Exception], str]] = {
     "shape": (set_in("state", 3, "exp_avg", to=np.zeros(18, np.float32)), ValueError, r"exp_avg has shape \(18,\).*17"),
     "transposed": (set_in("state", 0, "exp_avg", to=np.zeros((3, 2), np.float32)), ValueError, r"\(3, 2\) .*\(2, 3\)"),
     "shape that broadcasts": (set_in("state", 3, "exp_avg", to=np.zeros((), np.float32)), ValueError, r"shape \(\)"),
-    "dtype": (set_in("state", 3, "exp_avg", to=np.zeros(17)), TypeError, "has dtype float64 and .* float32; .*: convert it: "),
+    "dtype": (set_in("state", 3, "exp_avg", to=np.zeros(17)), TypeError, "float64 and .* float32; .*: convert it: "),
     "not an array": (set_in("state", 3, "exp_avg", to=[0.0] * 17), TypeError, "must be a NumPy array, got list"),
     "tensor": (set_in("state", 3, "exp_avg", to=torch.zeros(17)), TypeError, r"got Tensor; .*tensor\.numpy\(\)"),
     "missing state": (delete("state", 3, "exp_avg_sq"), KeyError, "lacks 'exp_avg_sq'; it has 'step', 'exp_avg'"),

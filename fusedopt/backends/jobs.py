@@ -10,6 +10,7 @@ import numpy as np
 from fusedopt.backends.kept import Noise, Piece
 from fusedopt.backends.schedule import uniform_conditions
 from fusedopt.layout import HasRule, Span, row_length
+from fusedopt.rounding import narrow
 from fusedopt.rules import Values
 from fusedopt.statements import CONSTANT, INPUT, WHERE
 from fusedopt.storage import BLOCK, Storage, blocks_of
@@ -22,13 +23,18 @@ class Kind:
     """What spans of one group, form and storage have in common: a traced rule, and what is made of it.
 
     Attributes:
-        converted: For each stream whether it is kept in another way than as values of the arithmetic's type.
+        converted: For each stream whether what is read and written is kept in another way than as values of the
+            arithmetic's type.
+        masters: Whether the parameter's values are those of a master.
     """
 
     def __init__(self, group: HasRule, shape: tuple[int, ...], storage: Storage) -> None:
         self.group, self._shape, self.storage = group, shape, storage
         self.real: type = np.float64 if storage.real == "float64" else np.float32
+        self.masters = storage.parameter.finer == "float32"
         self.converted = tuple(not kept.is_plain(storage.real) for kept in storage.streams)
+        if self.masters:  # they are updated where they are, and rounded from there
+            self.converted = (False, *self.converted[1:])
         self.traced = trace(group.rule.form(shape))
         self._uniform = {id(one): _Uniform(one, self.real) for one in (*self.traced.stages, self.traced)}
         self.refresh()
@@ -104,21 +110,32 @@ class Job:
             slots += [np.repeat(row[of], counts) for row in self.rows]
         return slots
 
+    def publish(self, first: int, last: int) -> None:
+        """Round these elements of the master into the parameter."""
+        narrow(self.memory[self._beside[0]][first:last], self.memory[0][first:last])
+
     def _streams(self, first: int, last: int) -> list[Any]:
         storage = self.kind.storage
         streams: list[Any] = [array[first:last] for array in self.memory[: len(storage.streams)]]
         noise = self._noise(first, last) if storage.draws else None
         for place, kept in enumerate(storage.streams):
-            if kept.beside or kept.stochastic:
+            if kept.finer == "float32":
+                streams[place] = self.memory[self._beside[place]][first:last]
+            elif kept.beside or kept.stochastic:
                 beside = self.memory[self._beside[place]] if kept.beside else streams[place]
                 some = slice(first // BLOCK, blocks_of(last)) if kept.codes else slice(first, last)
                 some = some if kept.beside else slice(None)
                 streams[place] = Piece(kept, streams[place], beside[some], first, noise, max(0, place - 1))
         return streams
 
+    @property
+    def drawn_for(self) -> tuple[int, int, int]:
+        """What random words of this step depend on beside the element: the step, the parameter's number, the seed."""
+        return int(self.counter[0]) + 1, self._number, int(self.kind.rule.seed)
+
     def _noise(self, first: int, last: int) -> Noise:
-        step = int(self.counter[0]) + 1
-        return Noise(int(self.kind.rule.seed), step, self._number, first, last - first)
+        step, number, seed = self.drawn_for
+        return Noise(seed, step, number, first, last - first)
 
 
 class _Uniform:

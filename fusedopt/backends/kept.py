@@ -1,6 +1,7 @@
 """A piece of a span's arrays as values: what the CPU's backends read into scratch, and write from there.
 
-An array of the arithmetic's own type is a piece of itself; any other is one of these.
+An array of the arithmetic's own type is a piece of itself, and so are masters and those that NumPy converts; what has
+codes, a second array or random rounding is one of these.
 """
 
 from __future__ import annotations
@@ -58,33 +59,26 @@ class Piece:
             scales = spread(beside, self._first % BLOCK, self._first % BLOCK + len(array))
             with np.errstate(all="ignore"):
                 decoded(array, scales, CODES[kept.codes], to)
-        elif kept.finer == "float32":
-            to[...] = beside
         elif kept.finer == "kahan":
             rounding.compensated(array, beside, to)
         elif kept.finer:
             rounding.joined(array, beside, to)
         else:
-            np.copyto(to, array, casting="unsafe")
+            rounding.widen(array, to)
 
     def write(self, values: Array) -> None:
         """Values of the arithmetic's type into the array, rounded as it is kept."""
         kept, array, beside = self._kept, self._array, self._beside
         if kept.codes:
             encode_blocks(values, array, beside, CODES[kept.codes], self._drawn())
-        elif kept.finer == "float32":
-            beside[...] = values
-            rounding.narrow(values, array)
         elif kept.finer == "kahan":
             rounding.compensate(values, array, beside)
         elif kept.finer and kept.stochastic:
             rounding.split_stochastically(values, array, beside, self._drawn())
         elif kept.finer:
             rounding.split(values, array, beside)
-        elif kept.stochastic:
-            rounding.narrow_stochastically(values, array, self._drawn())
         else:
-            np.copyto(array, values, casting="unsafe")
+            rounding.narrow_stochastically(values, array, self._drawn())
 
 
 def read(stored: Any, to: Array) -> None:

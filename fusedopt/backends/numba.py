@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import platform
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numba
 import numpy as np
@@ -19,13 +17,11 @@ from llvmlite import binding
 
 from fusedopt.backends.cpu import CpuPlan
 from fusedopt.backends.jobs import Array, Begun
-from fusedopt.backends.numba_memory import reader, writer
-from fusedopt.backends.schedule import Straight, choose, convert, straightened
+from fusedopt.backends.numba_loop import COUNTS, LoopText
+from fusedopt.backends.schedule import straightened
 from fusedopt.backends.scratch import array_at
 from fusedopt.backends.threads import on_all_threads
 from fusedopt.layout import Span
-from fusedopt.rules.arithmetic import exponent, scaled
-from fusedopt.statements import OPERATORS
 from fusedopt.storage import Storage
 from fusedopt.tracing import Traced
 
@@ -33,21 +29,11 @@ from fusedopt.tracing import Traced
 # microsecond of Python is little.
 PIECE = 64 * 1024
 
-EXPRESSIONS = OPERATORS | {
-    np.sqrt: "sqrt({})",
-    np.absolute: "abs({})",
-    np.floor: "floor({})",
-    exponent: "real(frexp({})[1])",
-    scaled: "ldexp({}, int32({}))",
-    choose: "{1} if {0} != 0 else {2}",
-    convert: "{}",
-}
-
-COUNTS = 3  # columns of the table before the addresses
-
 # Tasks that one thread does alone, since another takes long to wake: after a pause, on a virtual machine, 300,000
 # parameters took one thread 0.32 ms and two 0.50, a million 0.70 and 0.62.
 ALONE = 7
+
+COUNT, START, LENGTH, STEP, NUMBER, SEED = range(len(COUNTS))  # columns of the table
 
 Loop = Callable[[Array, Array, int, int], None]
 
@@ -63,54 +49,17 @@ def processor_problem() -> str | None:
     return None if "+f16c" in features else "numba needs a processor with F16C, or NUMBA_CPU_NAME to be unset."
 
 
-def loop_text(straight: Straight, of_elements: int) -> tuple[str, list[int]]:
-    """The loop as Python, and the statements whose uniform values are its constants, in order.
-
-    Its arguments are a table, of which each row has a count of elements, their first one's place in its span and how
-    many of the span's are a slice along the first axis, and an address for each slot of memory; the constants; and the
-    rows to go through.
-    """
-    computed = {step.value for step in straight.steps}
-    read = {operand for step in straight.steps for operand in step.operands}
-    uniform = sorted(read - computed - straight.memory.keys())
-    loaded = {number: slot for number, slot in straight.memory.items() if number in read}
-    slots = range(straight.slots)
-    lines = [
-        "def loop(table, constants, first, last):",
-        *(f"    v{number} = constants[{place}]" for place, number in enumerate(uniform)),
-        "    for row in range(first, last):",
-        *(f"        m{slot} = table[row, {COUNTS + slot}]" for slot in slots),
-        "        start, length = table[row, 1], table[row, 2]",
-        "        for i in range(table[row, 0]):",
-        *(
-            f"            v{number} = read{slot}(m{slot}, {'i' if slot < of_elements else '(start + i) // length'})"
-            for number, slot in loaded.items()
-        ),
-    ]
-    for step in straight.steps:
-        expression = EXPRESSIONS[step.function].format(*(f"v{operand}" for operand in step.operands))
-        lines.append(f"            v{step.value} = {expression}")
-    lines += [f"            write{slot}(m{slot}, i, v{value})" for value, slot in straight.homes.items()]
-    return "\n".join([*lines, "            pass", ""]), uniform
-
-
 @functools.cache
 def compiled(
     traced: Traced, conditions: tuple[bool, ...], storage: Storage, write_back: bool
 ) -> tuple[Loop, list[int]]:
     """The loop for one choice of uniform conditions and storage, which takes numba some tenths of a second."""
-    straight = straightened(traced, conditions, (), write_back)
-    text, uniform = loop_text(straight, 2 + len(traced.states))
-    real, dtypes = storage.real, [kept.dtype for kept in storage.streams]
-    names: dict[str, Any] = {"sqrt": np.sqrt, "floor": np.floor, "frexp": math.frexp, "ldexp": math.ldexp}
-    names |= {"real": getattr(numba, real), "int32": numba.int32}
-    for slot in range(straight.slots):
-        stored = dtypes[slot] if slot < len(dtypes) else real
-        names |= {f"read{slot}": reader(stored, real), f"write{slot}": writer(stored, real)}
-    exec(compile(text, f"<{traced.title}, {storage.title}>", "exec"), names)
-    signature = f"void(int64[:, ::1], {real}[::1], int64, int64)"
+    loop_text = LoopText(straightened(traced, conditions, (), write_back), storage)
+    names = loop_text.names()
+    exec(compile(loop_text.text(), f"<{traced.title}, {storage.title}>", "exec"), names)
+    signature = f"void(int64[:, ::1], {storage.real}[::1], int64, int64)"
     loop: Loop = numba.njit(signature, nogil=True, error_model="numpy")(names["loop"])
-    return loop, uniform
+    return loop, loop_text.uniform
 
 
 class NumbaPlan(CpuPlan):
@@ -123,24 +72,34 @@ class NumbaPlan(CpuPlan):
         slots = max((len(job.memory) + len(job.rows) for job in self.jobs), default=2)
         pieces = np.array(self.pieces, np.int64).reshape(-1, 3)
         self._owners, first, last = pieces.T
-        addresses, itemsizes = np.zeros((2, len(spans), slots), np.int64)
+        addresses, itemsizes, units = np.zeros((3, len(spans), slots), np.int64)
+        units[:] = 1
         for number, job in enumerate(self.jobs):
-            addresses[number, : len(job.memory)] = [array.__array_interface__["data"][0] for array in job.memory]
-            itemsizes[number, : len(job.memory)] = [array.itemsize for array in job.memory]
+            some = slice(len(job.memory))
+            addresses[number, some] = [array.__array_interface__["data"][0] for array in job.memory]
+            itemsizes[number, some] = [array.itemsize for array in job.memory]
+            units[number, some] = job.kind.storage.units
             rows = slice(len(job.memory), len(job.memory) + len(job.rows))
             addresses[number, rows] = [array.__array_interface__["data"][0] for array in job.rows]
-        self._starts = first[:, None] * itemsizes[self._owners]  # of the pieces, in bytes
-        lengths = np.array([job.row for job in self.jobs], np.int64)[self._owners]
-        self._table = np.column_stack([last - first, first, lengths, addresses[self._owners] + self._starts])
+        # Of the pieces, in bytes. They begin where blocks do.
+        self._starts = first[:, None] // units[self._owners] * itemsizes[self._owners]
+        self._table = np.zeros((len(pieces), len(COUNTS) + slots), np.int64)
+        self._table[:, COUNT], self._table[:, START] = last - first, first
+        self._table[:, LENGTH] = np.array([job.row for job in self.jobs], np.int64)[self._owners]
+        self._table[:, len(COUNTS) :] = addresses[self._owners] + self._starts
+        self._draws = any(job.kind.storage.draws for job in self.jobs)
         self._full = np.diff((np.cumsum(last - first) - 1) // PIECE) != 0  # whether a task ends behind a row
 
     def move(self, addresses: Sequence[int]) -> None:
-        self._table[:, COUNTS + 1] = np.array(addresses, np.int64)[self._owners] + self._starts[:, 1]
+        self._table[:, len(COUNTS) + 1] = np.array(addresses, np.int64)[self._owners] + self._starts[:, 1]
         if self.staged:
             for job, address in zip(self.jobs, addresses):
                 job.memory[1] = array_at(address, job.size, job.memory[1].dtype)
 
     def _execute(self, begun: list[Begun], write_back: bool) -> None:
+        if self._draws:
+            counters = np.array([job.drawn_for for job in self.jobs], np.int64).reshape(-1, 3)
+            self._table[:, STEP : SEED + 1] = counters[self._owners]
         tasks = self._tasks(begun, write_back)
         queue = iter(tasks)
 

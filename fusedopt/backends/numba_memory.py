@@ -1,76 +1,120 @@
-"""Elements at an address, read and written by numba's loops: widened to the arithmetic's type, rounded at the store."""
+"""Elements at an address, read and written by numba's loops: widened to the arithmetic's type, rounded at the store.
+
+Each function is made for one stream of a storage. LLVM is told that no two arrays overlap: it would else compare all
+pairs of them before each loop, and gives up beyond a few.
+"""
 
 from __future__ import annotations
 
 import functools
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-TYPES: dict[str, Any] = {
-    "float32": ir.FloatType(),
-    "float64": ir.DoubleType(),
-    "float16": ir.HalfType(),
-    "bfloat16": ir.IntType(16),
-}
+from fusedopt.backends import numba_formats as formats
+from fusedopt.backends.llvm_values import FLOAT, WORD, Value
+from fusedopt.backends.numba_formats import TYPES
+from fusedopt.storage import Kept
+
+ARRAYS = 24  # more than a loop has: names by which LLVM tells them apart
+
+
+class Memory:
+    """The array of one number in one loop, at an address."""
+
+    def __init__(self, builder: Any, array: int, address: Any, kind: Any) -> None:
+        self._builder, self._array, self._kind = builder, array, kind
+        self._start = builder.inttoptr(address, kind.as_pointer())
+
+    def load(self, index: Any) -> Value:
+        return Value(self._builder, self._apart(self._builder.load(self._place(index), align=1)))
+
+    def store(self, value: Value, index: Any) -> None:
+        self._apart(self._builder.store(value.value, self._place(index), align=1))
+
+    def _place(self, index: Any) -> Any:
+        return self._builder.gep(self._start, [index])
+
+    def _apart(self, instruction: Any) -> Any:
+        """Tell LLVM that other arrays are elsewhere."""
+        module = self._builder.module
+        domain = module.add_metadata(["fusedopt"])
+        scopes = [module.add_metadata([f"fusedopt {number}", domain]) for number in range(ARRAYS)]
+        instruction.set_metadata("alias.scope", module.add_metadata([scopes[self._array]]))
+        others = [scope for number, scope in enumerate(scopes) if number != self._array]
+        instruction.set_metadata("noalias", module.add_metadata(others))
+        return instruction
 
 
 @functools.cache
-def reader(stored: str, real: str) -> Any:
-    """`read(address, index)` of an array of `stored`: the element as a `real`."""
+def reader(kept: Kept, real: str, array: int, second: int) -> Any:
+    """`read(address, beside, index)` of a stream without codes: the element as a `real`.
+
+    Args:
+        array, second: Numbers, in the loop, of the stream's array and of the one beside it.
+    """
 
     @intrinsic
-    def read(typing_context: Any, address: Any, index: Any) -> Any:
+    def read(typing_context: Any, address: Any, beside: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return _widened(builder, builder.load(_place(builder, arguments, stored), align=1), stored, TYPES[real])
+            at, other_at, place = arguments
+            if not kept.finer:
+                stored = Memory(builder, array, at, TYPES[kept.dtype]).load(place)
+                return formats.widened(stored, kept.dtype, TYPES[real]).value
+            other = Memory(builder, second, other_at, TYPES[kept.beside]).load(place)
+            if kept.finer == "float32":
+                return other.value
+            stored = Memory(builder, array, at, TYPES[kept.dtype]).load(place)
+            if kept.finer == "kahan":
+                lost = formats.widened(other, kept.dtype, FLOAT)
+                return (formats.widened(stored, kept.dtype, FLOAT) + lost).value
+            return formats.joined(stored, other).value
 
-        return getattr(types, real)(types.int64, types.int64), generate
+        return getattr(types, real)(types.int64, types.int64, types.int64), generate
 
     return read
 
 
 @functools.cache
-def writer(stored: str, real: str) -> Any:
-    """`write(address, index, value)` of a `real` to an array of `stored`."""
+def writer(kept: Kept, real: str, array: int, second: int, words: int, stream: int) -> Any:
+    """`write(address, beside, index, value, drawn, place)` of a `real` to a stream without codes.
+
+    Args:
+        array, second: As of `reader`.
+        words: The number of the random words, which are at the address `drawn`; the element's are at `place`.
+        stream: Whose noise it is.
+    """
 
     @intrinsic
-    def write(typing_context: Any, address: Any, index: Any, value: Any) -> Any:
+    def write(typing_context: Any, address: Any, beside: Any, index: Any, value: Any, drawn: Any, place: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            narrow = _narrowed(builder, arguments[2], stored, TYPES[real])
-            builder.store(narrow, _place(builder, arguments, stored), align=1)
+            at, other_at, index, number, drawn_at, place = arguments
+            value = Value(builder, number)
+            noise = None
+            if kept.stochastic:
+                noise = formats.noise(Memory(builder, words, drawn_at, WORD).load(place), stream)
+            memory = Memory(builder, array, at, TYPES[kept.dtype])
+            if kept.finer in ("split", "split24"):
+                high, below = formats.split(value, TYPES[kept.beside], noise)
+                memory.store(high, index)
+                Memory(builder, second, other_at, TYPES[kept.beside]).store(below, index)
+                return context.get_dummy_value()
+            rounded = (
+                formats.narrowed(value, kept.dtype)
+                if noise is None
+                else formats.narrowed_stochastically(value, kept.dtype, noise)
+            )
+            memory.store(rounded, index)
+            if kept.finer == "float32":
+                Memory(builder, second, other_at, FLOAT).store(value, index)
+            elif kept.finer == "kahan":
+                lost = value - formats.widened(rounded, kept.dtype, FLOAT)
+                Memory(builder, second, other_at, TYPES[kept.dtype]).store(formats.narrowed(lost, kept.dtype), index)
             return context.get_dummy_value()
 
-        return types.none(types.int64, types.int64, getattr(types, real)), generate
+        return types.none(
+            types.int64, types.int64, types.int64, getattr(types, real), types.int64, types.int64
+        ), generate
 
     return write
-
-
-def _place(builder: Any, arguments: Any, stored: str) -> Any:
-    """A pointer to the element."""
-    return builder.gep(builder.inttoptr(arguments[0], TYPES[stored].as_pointer()), [arguments[1]])
-
-
-def _widened(builder: Any, value: Any, stored: str, real: Any) -> Any:
-    if stored == "bfloat16":  # the upper half of a float32
-        bits = builder.shl(builder.zext(value, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
-        return builder.bitcast(bits, real)
-    return value if value.type == real else builder.fpext(value, real)
-
-
-def _narrowed(builder: Any, value: Any, stored: str, real: Any) -> Any:
-    """Rounded to the nearest, to even in the middle."""
-    if stored == "bfloat16":
-        return _narrowed_to_bfloat16(
-            builder, builder.bitcast(value, ir.IntType(32)), builder.fcmp_unordered("uno", value, value)
-        )
-    return value if TYPES[stored] == real else builder.fptrunc(value, TYPES[stored])
-
-
-def _narrowed_to_bfloat16(builder: Any, bits: Any, nan: Any) -> Any:
-    word, half = ir.IntType(32), ir.IntType(16)
-    odd = builder.and_(builder.lshr(bits, ir.Constant(word, 16)), ir.Constant(word, 1))
-    rounded = builder.lshr(builder.add(bits, builder.add(odd, ir.Constant(word, 0x7FFF))), ir.Constant(word, 16))
-    # Adding to a NaN could carry into infinity.
-    return builder.select(nan, ir.Constant(half, 0x7FC0), builder.trunc(rounded, half))

@@ -53,6 +53,8 @@ class NumpyPlan(CpuPlan):
                     slots = self.jobs[number].slots(it.kind.traced, first, last) + others[key]
                     for function, arguments in planned.calls:
                         function(*arguments(slots))
+                    if it.kind.masters and 0 in planned.written:
+                        self.jobs[number].publish(first, last)
 
         if self.threaded:
             on_all_threads(work, min(len(self.pieces), self._threads()))

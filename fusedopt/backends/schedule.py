@@ -38,11 +38,13 @@ class Schedule:
     Attributes:
         memory: How many slots are memory.
         scratch: For each scratch slot, whether it holds truth values.
+        written: The slots of memory that change.
     """
 
     instructions: tuple[Instruction, ...]
     memory: int
     scratch: tuple[bool, ...]
+    written: frozenset[int]
 
     @functools.cached_property
     def calls(self) -> list[Call]:
@@ -196,7 +198,8 @@ def _steps(
 def _placed(straight: Straight) -> Schedule:
     slots = _Slots(straight)
     instructions = [slots.place(number, step) for number, step in enumerate(straight.steps)]
-    return Schedule((*instructions, *slots.late), straight.slots, tuple(slots.scratch))
+    written = frozenset(straight.homes.values())
+    return Schedule((*instructions, *slots.late), straight.slots, tuple(slots.scratch), written)
 
 
 class _Slots:

@@ -23,9 +23,8 @@ from fusedopt.backends import CHOICES, chosen_backend, cpu_backend, cuda, numba_
 from fusedopt.backends.threads import thread_count
 from fusedopt.cli.self_check import self_check
 from fusedopt.rules import AdamW
-from fusedopt.storage import ITEMSIZE
 
-STORAGES = ("float32", "split+bfloat16", "split+int8", "split24+int8")  # of which the memory is told
+STORAGES = ("float32", "split", "split+random", "split+int8", "split24+int8")  # of which the memory is told
 CUPY = ("cupy-cuda12x", "cupy-cuda13x", "cupy")  # the distributions that have a module `cupy`; one alone works
 
 
@@ -78,9 +77,9 @@ def memory() -> dict[str, str]:
     """What AdamW keeps for 1 G parameters and moves in a step, by storage; `bench --memory` has all of them."""
     rule, found = AdamW(), {}
     for choice in (storage_choices.CHOICES[name] for name in STORAGES):
-        kept, moved = choice.kept(rule) + 2 * ITEMSIZE[choice.dtype], choice.moved(rule)
-        options = "".join(f", {name}={value!r}" for name, value in choice.options.items())
-        found[choice.name] = f"{kept:.3g} GB kept, {moved:.3g} GB a step for 1 G parameters: {choice.dtype}{options}"
+        kept, moved = choice.in_all(rule), choice.moved(rule)
+        options = ", ".join(filter(None, (choice.dtype, choice.written)))
+        found[choice.name] = f"{kept:.3g} GB kept, {moved:.3g} GB a step for 1 G parameters: {options}"
     return found
 
 

@@ -84,18 +84,24 @@ class RowWise(Optimizer):
             options = ", ".join(("clip_norm", "grad_centralization")[slot] for slot in sorted(summed_over))
             raise RuntimeError(f"{options} is not for a SparseGradient, whose step is no launch; leave it out.")
         for arena, indices in stepping:
-            if indices and (arena.storage.beside or arena.storage.draws):
-                rule, what = arena.group.rule, arena.parameters[indices[0]].described
-                option = next(name for name in rule.storage_options() if getattr(rule, name))
-                raise RuntimeError(
-                    f"{what} has a SparseGradient, whose step is no launch, which {option} is for; give it dense "
-                    f"gradients, or make the optimizer without {option}."
-                )
+            if indices:
+                _check_kept_as_values(arena)
         super()._update(grad_scale, found_inf)
         for arena, indices in stepping:
             if indices:
                 with arena.memory.here():
                     _step_arena(arena, indices)
+
+
+def _check_kept_as_values(arena: Arena) -> None:
+    """Raise RuntimeError where rows would have to be read or written in another way than as values."""
+    if any(kept.beside or kept.stochastic for kept in arena.storage.streams):
+        rule = arena.group.rule
+        given = ", ".join(f"{name}={getattr(rule, name)!r}" for name in rule.storage_options() if getattr(rule, name))
+        raise RuntimeError(
+            f"{type(rule).__name__}: {given} is not for a SparseGradient, whose step is no launch; leave it out, or "
+            f"give dense gradients."
+        )
 
 
 def _step_arena(arena: Arena, indices: list[int]) -> None:

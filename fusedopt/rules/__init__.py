@@ -14,6 +14,7 @@ from fusedopt.rules.arithmetic import real_power as real_power
 from fusedopt.rules.arithmetic import sign as sign
 from fusedopt.rules.arithmetic import smaller as smaller
 from fusedopt.rules.asgd import ASGD as ASGD
+from fusedopt.rules.declaration import State as State
 from fusedopt.rules.ftrl import FTRL as FTRL
 from fusedopt.rules.hyperparameter import hyperparameter as hyperparameter
 from fusedopt.rules.lamb import LAMB as LAMB
@@ -28,7 +29,6 @@ from fusedopt.rules.radam import RAdam as RAdam
 from fusedopt.rules.rmsprop import RMSprop as RMSprop
 from fusedopt.rules.rprop import Rprop as Rprop
 from fusedopt.rules.rule import Rule as Rule
-from fusedopt.rules.rule import State as State
 from fusedopt.rules.rule import Values as Values
 from fusedopt.rules.sgd import SGD as SGD
 from fusedopt.rules.sparse_adam import LazyAdam as LazyAdam

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from fusedopt.rules.arithmetic import larger, power
+from fusedopt.rules.declaration import State
 from fusedopt.rules.hyperparameter import hyperparameter
-from fusedopt.rules.rule import Rule, State, Values
+from fusedopt.rules.rule import Rule, Values
 
 
 @dataclass(frozen=True)

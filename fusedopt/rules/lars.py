@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from fusedopt.rules.declaration import State
 from fusedopt.rules.hyperparameter import hyperparameter
-from fusedopt.rules.rule import Rule, State, Values
+from fusedopt.rules.rule import Rule, Values
 from fusedopt.rules.stages import Reduction
 
 

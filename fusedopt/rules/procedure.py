@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from fusedopt.rules.rule import STORAGE_OPTIONS, Rule
+from fusedopt.rules.declaration import STORAGE_OPTIONS
+from fusedopt.rules.rule import Rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,4 +30,7 @@ class Procedure(Rule):
     def unknown_option(cls, name: object) -> str:
         if name in STORAGE_OPTIONS and cls.no_storages:
             return f"{cls.__name__}: {name} is not for {cls.__name__}, {cls.no_storages}."
+        if name in Rule.__dataclass_fields__ and name not in cls.options():
+            kind = "optimizers whose step is one launch"
+            return f"{cls.__name__} has no option {name!r}, which is for {kind}; leave it out."
         return super().unknown_option(name)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from fusedopt.rules.arithmetic import larger
+from fusedopt.rules.declaration import State
 from fusedopt.rules.hyperparameter import hyperparameter
-from fusedopt.rules.rule import Rule, State, Values
+from fusedopt.rules.rule import Rule, Values
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,13 @@ class RMSprop(Rule):
         State("grad_avg", when="centered", codes=None),
     )
     coupled_decay = "weight_decay"
+
+    def check(self) -> None:
+        if self.centered and self.state_dtypes["square_avg"] == "int8":
+            raise ValueError(
+                f"{type(self).__name__}: int8 is too coarse for the state 'square_avg' with centered=True, whose "
+                f"difference from the square of 'grad_avg' decides; choose state_dtype='float32', or centered=False."
+            )
 
     def scalars(self, step: Any, a: Any) -> Values:
         return Values(

@@ -12,7 +12,7 @@ from fusedopt.rules.place import place_in
 from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.single_step import state_names
 from fusedopt.statements import TracingError
-from fusedopt.testing import dependence, machines, mathematics, whole_optimizers
+from fusedopt.testing import dependence, low_precision, machines, mathematics, whole_optimizers
 from fusedopt.testing.report import FAILED, NOTED, PASSED, SKIPPED, Check, Failure, Note, Report, Skip
 from fusedopt.testing.subject import Subject, shown
 
@@ -41,6 +41,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "no gradient": whole_optimizers.no_gradient,
     "schedule": whole_optimizers.schedule,
     "torch": whole_optimizers.torch_adapter,
+    "storages": low_precision.storages,
 }
 FIRST = ("declaration", "tracing")
 

@@ -15,7 +15,7 @@ from fusedopt.rules.hyperparameter import is_flag
 from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.testing.report import Failure, Note
 from fusedopt.testing.runs import Plain
-from fusedopt.testing.subject import Array, Subject, changed, differ, ordinary, shown, unequal
+from fusedopt.testing.subject import SHARED, Array, Subject, changed, differ, ordinary, shown, unequal
 from fusedopt.tracing import trace
 
 SIZE = 200  # elements: enough that a share of 1 % is some of them
@@ -212,7 +212,7 @@ def infinity(subject: Subject) -> str:
     """An infinite parameter does not become NaN by a term that is switched off."""
     options = subject.rule.options()
     zeros = [n for n, f in options.items() if getattr(subject.base, n) == 0 and not f.metadata["switch"] and f.init]
-    zeros = [name for name in zeros if not is_flag(options[name])]
+    zeros = [name for name in zeros if not is_flag(options[name]) and name not in SHARED]
     found = Plain(subject.base, np.array([np.inf, -np.inf])).after([np.full(2, 0.5)] * 2)
     if zeros and np.isnan(found.parameter).any():
         raise Note(

@@ -46,7 +46,7 @@ class Subject:
         """With other values for what is zero and no switch, so that no term of the equations is hidden."""
         rule = self.base
         for name, field in self._numbers().items():
-            if getattr(rule, name) == 0 and not field.metadata["switch"]:
+            if getattr(rule, name) == 0 and not field.metadata["switch"] and name not in SHARED:
                 rule = next(self.others(rule, name), rule)
         return rule
 

@@ -32,7 +32,8 @@ def optimizer_class(rule: type[Rule], base: Any = Optimizer) -> Any:
     return types.new_class(rule.__name__, (base,), {"rule": rule})
 
 
-def _options(rule: Rule) -> dict[str, Any]:
+def options_of(rule: Rule) -> dict[str, Any]:
+    """All of its options, as an optimizer takes them."""
     return {name: getattr(rule, name) for name, field in rule.options().items() if field.init}
 
 
@@ -42,7 +43,7 @@ def _arrays(seed: int) -> list[Array]:
 
 def _optimizer(rule: Rule, seed: int = 0, **options: Any) -> Any:
     cls = optimizer_class(type(rule))
-    return cls([_parameter(array) for array in _arrays(seed)], **_options(rule) | options)
+    return cls([_parameter(array) for array in _arrays(seed)], **options_of(rule) | options)
 
 
 def _parameter(array: Array) -> Parameter:
@@ -50,7 +51,7 @@ def _parameter(array: Array) -> Parameter:
     return Parameter(array_module().asarray(array))
 
 
-def _host(array: Any) -> Array:
+def on_host(array: Any) -> Array:
     """A copy on the host."""
     copied: Array = array.get() if hasattr(array, "get") else np.array(array)
     return copied
@@ -64,7 +65,7 @@ def _step(optimizer: Any, seed: int) -> None:
 
 def _values(optimizer: Any) -> dict[str, Any]:
     """Parameters and states by name, as host arrays."""
-    values = {f"parameter {i}": _host(p.data) for i, p in enumerate(optimizer.parameters())}
+    values = {f"parameter {i}": on_host(p.data) for i, p in enumerate(optimizer.parameters())}
     for number, state in optimizer.state_dict()["state"].items():
         values |= {f"{name} of parameter {number}": value for name, value in state.items()}
     return values
@@ -92,7 +93,7 @@ def state_dict(subject: Subject) -> str:
 def _through_a_file(optimizer: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "run.npz"))
-        weights = [_host(p.data) for p in optimizer.parameters()]
+        weights = [on_host(p.data) for p in optimizer.parameters()]
         checkpoint.save(path, {"weights": weights, "optimizer": optimizer.state_dict()})
         saved = checkpoint.load(path)
     other = type(optimizer)([_parameter(array) for array in saved["weights"]])
@@ -183,7 +184,7 @@ def torch_adapter(subject: Subject) -> str:
             tensors = [torch.nn.Parameter(torch.from_numpy(a.copy()).to(getattr(torch, dtype))) for a in _arrays(0)]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's own about what it is given
-                optimizer = cls(tensors, **_options(rule))
+                optimizer = cls(tensors, **options_of(rule))
                 for seed in (10, 20, 30):
                     for tensor, gradient in zip(tensors, _arrays(seed), strict=True):
                         tensor.grad = torch.from_numpy(gradient.copy()).to(tensor.dtype)
@@ -199,7 +200,7 @@ def torch_adapter(subject: Subject) -> str:
 def _of_core(rule: Rule, dtype: str) -> dict[str, Array]:
     """The parameters after the same steps over arrays, in float32, which holds them exactly."""
     parameters = [Parameter(array.astype(dtype)) for array in _arrays(0)]
-    optimizer = optimizer_class(type(rule))(parameters, **_options(rule))
+    optimizer = optimizer_class(type(rule))(parameters, **options_of(rule))
     for seed in (10, 20, 30):
         for parameter, gradient in zip(parameters, _arrays(seed), strict=True):
             parameter.grad = gradient.astype(dtype)

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from fusedopt.rules.rule import Rule, State
+from fusedopt.rules.declaration import State
+from fusedopt.rules.rule import Rule
 from fusedopt.rules.stages import ROW
 from fusedopt.storage import SCALE, Kept, array_dtypes
 from fusedopt.torch import places
@@ -22,6 +23,7 @@ from fusedopt.torch.storages import (
     is_scale,
     new_beside,
     new_states,
+    received,
     scale_shape,
     storage_beside,
 )
@@ -53,8 +55,9 @@ def begun(parameter: torch.Tensor, entry: dict[str, Any], rule: Rule) -> Counter
     kept, order = storage_beside(rule, parameter, parameter.dtype, {}), _working_order(rule, local(parameter))
     for state, how in zip(rule.states(), kept.states):
         entry.update(new_states(parameter, rule.initial(state), state, how, order))
-    if rule.counter_key is None and rule.kept_states:
+    if rule.step_key is None and rule.kept_states:
         counter.row[0] = 1.0  # a state that is there is not its first gradient
+    if rule.counter_key is None and rule.kept_states:
         counter.ages = weakref.ref(entry[rule.kept_states[0]])
     return counter
 
@@ -106,7 +109,7 @@ class Candidate:
         entry = {} if entry is None else entry
         self.storage = storage_beside(group.rule, parameter, self.gradient.dtype, entry)
         self._dtypes = dtypes_by_key(group.rule, self.storage)
-        self.states = {key: entry.get(key) for key in self._dtypes}
+        self.states = {key: received(key, entry.get(key)) for key in self._dtypes}
         for key, state in self.states.items():
             if state is not None:
                 self._check_state(key, state)
@@ -244,6 +247,7 @@ class Candidate:
         if counter is None or counter.row.device != self.device or not counter.is_of(rule, entry):
             counter = self._new_counter(entry)
             entry.update(counter.views)  # before the arrays, as torch has it
+        entry.update({key: state for key, state in self.states.items() if state is not None})
         order = self._order() if self.storage.blocks else None
         for state, how in zip(rule.states(), self.storage.states):
             if self.states[state.name] is None:
@@ -301,7 +305,7 @@ class Candidate:
             return torch.empty(self.local.shape, device="meta").stride()
         if not codes:
             return _working_order(rule, self.local)
-        orders = [memory_order(self.states[name]) for name in codes]  # type: ignore[arg-type]  # they are there
+        orders = [memory_order(self.states[name]) for name in codes]
         form = rule.form(tuple(self.local.shape))
         if any(order != orders[0] for order in orders) or (_in_rows(form) and not has_rows(self.local, orders[0])):
             raise RuntimeError(

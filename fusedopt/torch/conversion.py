@@ -17,7 +17,6 @@ from fusedopt.torch.storages import TYPES, is_scale, scale_shape, shared_as, siz
 from fusedopt.torch.tensors import DTYPES, has_order, in_order, is_plain, local, memory_order, storable
 
 Array = np.ndarray[Any, Any]
-SENT = {torch.int16: torch.bfloat16}  # neither gloo nor NCCL sends the former; two bytes are two bytes
 
 
 def stored_beside(rule: Rule, parameter: torch.Tensor, entry: Mapping[str, Any]) -> dict[str, StoredArray]:
@@ -87,22 +86,3 @@ def _like(parameter: torch.Tensor, key: str, array: Array, order: tuple[int, ...
     else:
         part = _tensor(array, here.shape, order)
     return part if is_plain(type(parameter)) else shared_as(parameter, part.to(here.device), whole)
-
-
-def sent(tensor: torch.Tensor) -> torch.Tensor:
-    """A DTensor as state dicts have it, of a type that processes can send to one another; another tensor as it is."""
-    return tensor if is_plain(type(tensor)) else _as(tensor, SENT.get(tensor.dtype))
-
-
-def received(key: str, value: Any) -> Any:
-    """What `sent` made of the other bits of a parameter, or anything else as it is."""
-    was_sent = key == "remainder" and isinstance(value, torch.Tensor)
-    return _as(value, {new: old for old, new in SENT.items()}.get(value.dtype)) if was_sent else value
-
-
-def _as(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    if dtype is None:
-        return tensor
-    if is_plain(type(tensor)):
-        return tensor.view(dtype)
-    return shared_as(tensor, local(tensor).view(dtype), tuple(tensor.shape))

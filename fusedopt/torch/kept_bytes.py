@@ -10,7 +10,8 @@ import torch
 
 from fusedopt.kept_bytes import KeptBytes
 from fusedopt.rules.rule import Rule
-from fusedopt.storage import ITEMSIZE, memory_of, storage_of
+from fusedopt.storage import memory_of
+from fusedopt.torch.storages import storage_beside
 from fusedopt.torch.tensors import DTYPES, local
 
 
@@ -51,11 +52,7 @@ def of_launched(p: torch.Tensor, entry: Mapping[str, Any], rule: Rule) -> KeptBy
         return found
     if p.dtype not in DTYPES:
         raise ValueError(f"memory: a parameter has {p.dtype}, which is not one of {', '.join(DTYPES.values())}.")
-    here, gradient = local(p), DTYPES.get(p.dtype if p.grad is None else p.grad.dtype, "float32")
-    storage = storage_of(rule, DTYPES[p.dtype], gradient, p.numel())
-    kinds = memory_of(storage, here.numel())
-    for name, kept in zip(rule.kept_states, storage.states):
-        if name in entry:  # from elsewhere, and maybe of another dtype
-            kinds["states"] += bytes_of(entry[name]) - here.numel() * ITEMSIZE[kept.dtype]
+    gradient = p.dtype if p.grad is None or p.grad.dtype not in DTYPES else p.grad.dtype
+    kinds = memory_of(storage_beside(rule, p, gradient, entry), local(p).numel())
     beside = {name: kinds[name] for name in ("masters", "states", "scales")}
     return dataclasses.replace(found, **beside, counters=8 * (2 + len(rule.scalar_state)))

@@ -194,10 +194,10 @@ class Schedules:
     def sync(self, groups: Groups, state: Mapping[Any, Mapping[str, Any]]) -> None:
         """The groups have had as many steps as their parameters, which their state says."""
         for number, (followed, (schedules, steps)) in enumerate(zip(self.of(groups), self.saved(groups))):
-            key = self._rule.step_key
-            if key is not None:
-                entries = [state[p] for p in followed.group["params"] if p in state]
-                taken = [number_of(entry[key]) for entry in entries if key in entry]
+            key = self._rule.step_key or "step"  # which is there for random rounding
+            entries = [state[p] for p in followed.group["params"] if p in state]
+            taken = [number_of(entry[key]) for entry in entries if key in entry]
+            if self._rule.step_key is not None or taken:
                 followed.count_from(int(max(taken, default=0)), self._steps)
             elif schedules:
                 warn_of_no_count(f"param group {number}", self._rule, steps, stacklevel=4)

@@ -33,6 +33,8 @@ class Counter:
 
     def is_of(self, rule: Rule, entry: Mapping[str, Any]) -> bool:
         """Whether it counts for this state: nobody has replaced what it belongs to."""
+        if list(self.views) != [key for key in (rule.counter_key, *rule.scalar_state) if key is not None]:
+            return False  # a rule that draws from now on counts its steps
         if any(entry.get(key) is not view for key, view in self.views.items()):
             return False
         if any(self.row[i].data_ptr() != view.data_ptr() for i, view in enumerate(self.views.values(), self._first)):

@@ -17,11 +17,11 @@ from fusedopt.scheduled import loaded_steps, rules_in_force
 from fusedopt.state_dict import checked_entry, checked_groups
 from fusedopt.storage import SCALE
 from fusedopt.stored_arrays import StoredArray
-from fusedopt.torch.conversion import converted_entry, received, sent, stored_beside
+from fusedopt.torch.conversion import converted_entry, stored_beside
 from fusedopt.torch.groups import checked_rule
 from fusedopt.torch.schedules import Followed
 from fusedopt.torch.slots import Counter
-from fusedopt.torch.storages import BESIDE, is_scale, like_scale, scale_shape, start_again
+from fusedopt.torch.storages import BESIDE, is_scale, like_scale, received, scale_shape, sent, start_again
 from fusedopt.torch.tensors import DTYPES, has_order, is_plain, local, memory_order, storable
 
 State = Mapping[torch.Tensor, Mapping[str, Any]]
@@ -53,10 +53,8 @@ def written(state: State, groups: Sequence[Mapping[str, Any]], counters: Mapping
 
 
 def sendable(entry: Any) -> Any:
-    """A parameter's state, with DTensors of types that processes can send to one another."""
-    if not isinstance(entry, Mapping):
-        return entry
-    return {key: sent(value) if isinstance(value, torch.Tensor) else value for key, value in entry.items()}
+    """A parameter's state, of types that processes can send to one another."""
+    return {key: sent(key, value) for key, value in entry.items()} if isinstance(entry, Mapping) else entry
 
 
 def _on_host(rows: Sequence[torch.Tensor]) -> list[list[float]]:

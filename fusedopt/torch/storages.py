@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from fusedopt.eight_bits import encoded_constant
-from fusedopt.rules.rule import Rule, State
+from fusedopt.rules.declaration import State
+from fusedopt.rules.rule import Rule
 from fusedopt.storage import (
     BESIDE_PARAMETER,
     BLOCK,
@@ -167,3 +168,24 @@ def start_again(parameter: torch.Tensor, entry: Mapping[str, Any]) -> None:
 def order_of(tensor: torch.Tensor) -> tuple[int, ...]:
     """The strides of the memory order of the part of it that is here."""
     return memory_order(local(tensor))
+
+
+def sent(key: str, value: Any) -> Any:
+    """A remainder of int16 as state dicts have it: the same bits as bfloat16, since neither gloo nor NCCL sends int16,
+    and whole state dicts of sharded models are sent. Anything else as it is."""
+    return _viewed(value, torch.bfloat16) if key == "remainder" and _has(value, torch.int16) else value
+
+
+def received(key: str, value: Any) -> Any:
+    """The other way."""
+    return _viewed(value, torch.int16) if key == "remainder" and _has(value, torch.bfloat16) else value
+
+
+def _has(value: Any, dtype: torch.dtype) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == dtype
+
+
+def _viewed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if is_plain(type(tensor)):
+        return tensor.view(dtype)
+    return shared_as(tensor, local(tensor).view(dtype), tuple(tensor.shape))

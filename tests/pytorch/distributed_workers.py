@@ -38,6 +38,8 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
+from fusedopt.torch.storages import sent
+
 STARTING = 60.0  # seconds until all processes are there: imports take five on an idle machine of two cores
 WAITING = 10.0  # seconds for one collective, after which it raises
 TIMEOUT = 15.0  # seconds for one call, after which all processes are stopped; the longest takes one
@@ -155,6 +157,11 @@ class Model(nn.Module):
         for p in self.parameters():
             nn.init.normal_(p, std=0.5, generator=generator)
 
+    @property
+    def units(self) -> tuple[nn.Module, ...]:
+        """What is sharded by itself."""
+        return self.first, self.branch, self.last
+
     def forward(self, inputs: torch.Tensor, branch: bool) -> torch.Tensor:
         hidden = torch.tanh(self.first(self.norm(inputs)))
         if branch:
@@ -178,12 +185,14 @@ class Training:
         optimizer, options: The optimizer's class and what it is made with.
         branch: For which steps and halves of a batch the model's branch is used.
         clip: The largest norm of all gradients, or None.
+        model: Makes a model.
     """
 
     optimizer: type[torch.optim.Optimizer]
     options: Mapping[str, Any]
     branch: str = "always"
     clip: float | None = None
+    model: Callable[[], nn.Module] = Model
 
     def of(self, params: Iterable[Any]) -> torch.optim.Optimizer:
         """An optimizer."""
@@ -242,6 +251,8 @@ def trained(model: nn.Module, optimizer: torch.optim.Optimizer, notes: Any = Non
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A copy of a tensor, with the parts that other processes have."""
+    if isinstance(tensor, DTensor) and tensor.dtype == torch.int16:  # which gloo does not send
+        return whole(sent("remainder", tensor)).view(torch.int16)
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
@@ -294,7 +305,7 @@ def zero(
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of its own torch.jit.script
         from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    model = DistributedDataParallel(Model(), bucket_cap_mb=1e-4)
+    model = DistributedDataParallel(training.model(), bucket_cap_mb=1e-4)
     weights = [p for p in model.parameters() if p.ndim == 2]
     first = weights if two_groups else model.parameters()
     optimizer = ZeroRedundancyOptimizer(first, optimizer_class=training.optimizer, **options, **training.options)
@@ -322,7 +333,7 @@ def zero(
 
 def sharded(model: nn.Module, **options: Any) -> nn.Module:
     """The model under FSDP2, a unit for each layer and one for the rest."""
-    for layer in (model.first, model.branch, model.last):
+    for layer in model.units:
         fully_shard(layer, **options)
     return fully_shard(model, **options)
 
@@ -437,7 +448,7 @@ FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 def save(training: Training, wrapper: str, steps: Iterable[int], directory: str, kind: str) -> None:
     """Train and write a checkpoint: each process its part, or the first one all of it."""
-    model = WRAPPERS[wrapper](Model())
+    model = WRAPPERS[wrapper](training.model())
     optimizer = training.of(model.parameters())
     training.run(model, optimizer, steps, halves())
     if kind == "sharded":
@@ -459,7 +470,7 @@ def resume(
     taken: Iterable[int] = (),
 ) -> tuple[Trained, Trained]:
     """Load a checkpoint after having taken other steps, or none, and train on; returns how it was then, and is now."""
-    model = WRAPPERS[wrapper](Model())
+    model = WRAPPERS[wrapper](training.model())
     optimizer = training.of(model.parameters())
     training.run(model, optimizer, taken, halves())
     before = trained(model, optimizer).parameters

@@ -5,10 +5,11 @@ Every model is made from a config and every example by a seed, so that nothing i
 
 import dataclasses
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -39,12 +40,12 @@ def examples() -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "labels": row} for row in tokens]
 
 
-def language_model(seed: int) -> Any:
-    """GPT-2 with two layers of width 16; its output layer is its embedding."""
+def language_model(seed: int, width: int = 16) -> Any:
+    """GPT-2 with two layers of this width; its output layer is its embedding."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)
-    size = {"vocab_size": VOCABULARY, "n_positions": LENGTH, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    size = {"vocab_size": VOCABULARY, "n_positions": LENGTH, "n_embd": width, "n_layer": 2, "n_head": 2}
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     return GPT2LMHeadModel(GPT2Config(**size, **dropout, bos_token_id=0, eos_token_id=0))
 
@@ -312,6 +313,40 @@ def test_a_program_stopped_and_resumed_from_its_files_ends_as_if_it_had_run_on(
     second = steps_by_name(stepped, after)
     assert {name: first[name] + second[name] for name in program.steps} == program.steps
     assert_within(resumed, uninterrupted, 0 if before is after else program.tolerance)
+
+
+@pytest.mark.parametrize("name", ["Trainer, an optimizer", "accelerate", "Lightning, bf16-true"])
+@pytest.mark.parametrize(
+    "storage",
+    [{"master_weights": "split", "state_dtype": "int8"}, {"master_weights": "float32", "state_dtype": "float32"}],
+    ids=["split, int8", "float32"],
+)
+def test_a_bfloat16_model_is_stopped_and_resumed_to_the_bit(
+    name: str, storage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    class AdamW(ours.AdamW):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options, **storage)
+            made.append(self)
+
+    narrow, program, optim = language_model, PROGRAMS[name], SimpleNamespace(AdamW=AdamW)
+
+    def wide(seed: int) -> Any:
+        return narrow(seed, width=64).bfloat16()
+
+    monkeypatch.setattr(sys.modules[__name__], "language_model", wide)
+    uninterrupted = program(optim, tmp_path / "uninterrupted")
+    program(optim, tmp_path / "stopped", stop=True)
+    assert_within(program(optim, tmp_path / "stopped", resume=True), uninterrupted, 0)
+    kinds = Counter((key, str(v.dtype)) for entry in made[-1].state.values() for key, v in entry.items())
+    if storage["master_weights"] == "split":
+        assert kinds["exp_avg", "torch.uint8"] == kinds["exp_avg_scale", "torch.float32"] > 0
+        assert kinds["exp_avg", "torch.float32"] > 0  # small ones
+        assert kinds["remainder", "torch.int16"] == len(uninterrupted)
+    else:
+        assert kinds["master_param", "torch.float32"] == len(uninterrupted)
 
 
 def test_the_trainer_writes_an_optimizer_file_of_tensors_and_plain_containers(tmp_path: Path) -> None:

@@ -25,10 +25,12 @@ from fusedopt.procedures import BASES
 from fusedopt.torch import optimizer as optimizer_module
 from fusedopt.torch import places
 from fusedopt.torch.candidate import Candidate
+from fusedopt.torch.storages import TYPES
 from fusedopt.torch.tensors import DTYPES, storable
 from test_cuda_backend import Cupy, Stream
 
 HOST = places.Host()
+NAMES = {dtype: name for name, dtype in TYPES.items()}
 TRIPLES = [t for t in itertools.product(DTYPES, repeat=3) if storable(t[1], t[0]) and storable(t[2], t[0])]
 
 
@@ -57,7 +59,7 @@ def tensor(values, dtype=torch.float32, offset=0):
 
 def array(tensor):
     # A copy: torch resizes no storage that NumPy has seen.
-    return tensor.detach().clone().contiguous().reshape(-1).view(torch.uint8).numpy().view(DTYPES[tensor.dtype])
+    return tensor.detach().clone().contiguous().reshape(-1).view(torch.uint8).numpy().view(NAMES[tensor.dtype])
 
 
 def parameter(values, dtype=torch.float32, offset=0):

@@ -52,6 +52,14 @@ def test_it_is_what_a_step_allocates(cls, dtype):
 
 
 @pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
+def test_it_is_what_a_step_allocates_with_each_storage(choice, monkeypatch):
+    monkeypatch.setenv("FUSEDOPT_BACKEND", "numpy")
+    optimizer = ours.Adam(tensors(getattr(torch, choice.dtype)), **choice.options)
+    before = optimizer.memory()
+    assert before.total == allocated(stepped(optimizer)) == optimizer.memory().total
+
+
+@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
 def test_storages_are_counted_as_over_arrays(choice):
     dtype, large, small = getattr(torch, choice.dtype), 70 * 71, 150 + 1 + 0
     found = ours.Adam(tensors(dtype, SHAPES[:-1]), **choice.options).memory()
@@ -77,7 +85,7 @@ def test_gradients_and_states_that_are_there_are_counted_as_they_are():
     p.grad = torch.ones(10, 10)
     optimizer.state[p]["exp_avg"] = torch.zeros(10, 10)
     found = optimizer.memory()
-    assert (found.parameters, found.gradients, found.states) == (200, 400, 400 + 200)
+    assert (found.parameters, found.gradients, found.states) == (200, 400, 400 + 400)  # the second becomes as the first
 
 
 def test_muon_and_adafactor_keep_what_they_say():
@@ -118,15 +126,22 @@ def test_sparse_gradients_need_the_same_states():
     assert optimizer.memory().states == sum(t.numel() * 4 for t in arrays(optimizer))
 
 
+def sharded(part, mesh):
+    """A parameter of which this process has one of two equal parts."""
+    shape = (2 * len(part), *part.shape[1:])
+    whole = DTensor.from_local(part, mesh, [Shard(0)], run_check=False, shape=shape, stride=part.stride())
+    return torch.nn.Parameter(whole)
+
+
 def test_of_a_sharded_tensor_it_is_the_part_of_this_process():
     dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
     try:
         mesh = DeviceMesh("cpu", [0, 1])
-        part = torch.ones(2500)
-        p = torch.nn.Parameter(DTensor.from_local(part, mesh, [Shard(0)], run_check=False, shape=(5000,), stride=(1,)))
-        found = ours.Adam([p], state_dtype="int8").memory()
-        assert (found.elements, found.parameters, found.gradients) == (2500, 10_000, 10_000)
-        assert (found.states, found.scales) == (5000, 2 * 4 * 20)  # the whole parameter is not small
+        rows, vector = (sharded(part, mesh) for part in (torch.ones(20, 128), torch.ones(2500)))
+        found = ours.Adam([rows], state_dtype="int8").memory()
+        assert (found.elements, found.parameters, found.gradients) == (2560, 4 * 2560, 4 * 2560)
+        assert (found.states, found.scales) == (2 * 2560, 2 * 4 * 20)  # small is of the whole parameter
+        assert ours.Adam([vector], state_dtype="int8").memory().states == 2 * 4 * 2500  # its parts are no whole blocks
     finally:
         dist.destroy_process_group()
 

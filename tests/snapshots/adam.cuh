@@ -1,7 +1,8 @@
 // Written by fusedopt from the rules' own Python; see fusedopt/rules.
-constexpr int HYPERPARAMETERS = 8;  // lr, betas[0], betas[1], eps, weight_decay, loss_scale, clip_value, clip_norm
+constexpr int HYPERPARAMETERS = 9;  // lr, betas[0], betas[1], eps, weight_decay, loss_scale, clip_value, clip_norm, seed
 constexpr int SCALARS = 0;
 constexpr int STATES = 3;
+constexpr int SEED = 8;
 constexpr int CONSTANTS = 8;
 constexpr int STAGES = 0;
 constexpr int RESULTS = 1;
@@ -9,9 +10,7 @@ constexpr int RESULTS = 1;
 // Adam(amsgrad=False, maximize=False, decoupled_weight_decay=False), float32
 struct Variant0 {
   typedef float real;
-  typedef float Parameter;
-  typedef float Gradient;
-  typedef float State;
+  typedef Streams<Plain<float>, Plain<float>, Plain<float>, Plain<float>> Kept;
   static constexpr int states = 2;  // exp_avg, exp_avg_sq
   static constexpr unsigned reads = 0xf;  // p, g, the states
   static constexpr unsigned summed = 0x0;  // results of stages that scalars reads
@@ -19,25 +18,25 @@ struct Variant0 {
   struct Constants { real beta1, rest1, beta2, rest2, step_size, eps, decay, grad_scale; };
   static __device__ void scalars(const double* h, double step, double grad_scale, const double* a,
                                  const double* r, Constants& c, double* next) {
-    const double t10 = power(h[2], step);
-    const double t12 = double(1.0) - t10;
-    const double t13 = square_root(t12);
-    const double t14 = double(1.0) - h[1];
-    const double t15 = double(1.0) - h[2];
-    const double t16 = h[0] * t13;
-    const double t17 = power(h[1], step);
-    const double t18 = double(1.0) - t17;
-    const double t19 = t16 / t18;
-    const double t20 = h[3] * t13;
-    const double t21 = grad_scale * h[5];
+    const double t11 = power(h[2], step);
+    const double t13 = double(1.0) - t11;
+    const double t14 = square_root(t13);
+    const double t15 = double(1.0) - h[1];
+    const double t16 = double(1.0) - h[2];
+    const double t17 = h[0] * t14;
+    const double t18 = power(h[1], step);
+    const double t19 = double(1.0) - t18;
+    const double t20 = t17 / t19;
+    const double t21 = h[3] * t14;
+    const double t22 = grad_scale * h[5];
     const double new_beta1 = h[1];
-    const double new_rest1 = t14;
+    const double new_rest1 = t15;
     const double new_beta2 = h[2];
-    const double new_rest2 = t15;
-    const double new_step_size = t19;
-    const double new_eps = t20;
+    const double new_rest2 = t16;
+    const double new_step_size = t20;
+    const double new_eps = t21;
     const double new_decay = h[4];
-    const double new_grad_scale = t21;
+    const double new_grad_scale = t22;
     c.beta1 = real(new_beta1);
     c.rest1 = real(new_rest1);
     c.beta2 = real(new_beta2);
@@ -81,9 +80,7 @@ struct Variant0 {
 // Adam(amsgrad=False, maximize=False, decoupled_weight_decay=False), float64
 struct Variant1 {
   typedef double real;
-  typedef double Parameter;
-  typedef double Gradient;
-  typedef double State;
+  typedef Streams<Plain<double>, Plain<double>, Plain<double>, Plain<double>> Kept;
   static constexpr int states = 2;  // exp_avg, exp_avg_sq
   static constexpr unsigned reads = 0xf;  // p, g, the states
   static constexpr unsigned summed = 0x0;  // results of stages that scalars reads
@@ -91,25 +88,25 @@ struct Variant1 {
   struct Constants { real beta1, rest1, beta2, rest2, step_size, eps, decay, grad_scale; };
   static __device__ void scalars(const double* h, double step, double grad_scale, const double* a,
                                  const double* r, Constants& c, double* next) {
-    const double t10 = power(h[2], step);
-    const double t12 = double(1.0) - t10;
-    const double t13 = square_root(t12);
-    const double t14 = double(1.0) - h[1];
-    const double t15 = double(1.0) - h[2];
-    const double t16 = h[0] * t13;
-    const double t17 = power(h[1], step);
-    const double t18 = double(1.0) - t17;
-    const double t19 = t16 / t18;
-    const double t20 = h[3] * t13;
-    const double t21 = grad_scale * h[5];
+    const double t11 = power(h[2], step);
+    const double t13 = double(1.0) - t11;
+    const double t14 = square_root(t13);
+    const double t15 = double(1.0) - h[1];
+    const double t16 = double(1.0) - h[2];
+    const double t17 = h[0] * t14;
+    const double t18 = power(h[1], step);
+    const double t19 = double(1.0) - t18;
+    const double t20 = t17 / t19;
+    const double t21 = h[3] * t14;
+    const double t22 = grad_scale * h[5];
     const double new_beta1 = h[1];
-    const double new_rest1 = t14;
+    const double new_rest1 = t15;
     const double new_beta2 = h[2];
-    const double new_rest2 = t15;
-    const double new_step_size = t19;
-    const double new_eps = t20;
+    const double new_rest2 = t16;
+    const double new_step_size = t20;
+    const double new_eps = t21;
     const double new_decay = h[4];
-    const double new_grad_scale = t21;
+    const double new_grad_scale = t22;
     c.beta1 = real(new_beta1);
     c.rest1 = real(new_rest1);
     c.beta2 = real(new_beta2);
@@ -153,9 +150,7 @@ struct Variant1 {
 // Adam(amsgrad=False, maximize=False, decoupled_weight_decay=False), bfloat16
 struct Variant2 {
   typedef float real;
-  typedef BFloat16 Parameter;
-  typedef BFloat16 Gradient;
-  typedef BFloat16 State;
+  typedef Streams<Plain<BFloat16>, Plain<BFloat16>, Plain<BFloat16>, Plain<BFloat16>> Kept;
   static constexpr int states = 2;  // exp_avg, exp_avg_sq
   static constexpr unsigned reads = 0xf;  // p, g, the states
   static constexpr unsigned summed = 0x0;  // results of stages that scalars reads
@@ -163,25 +158,25 @@ struct Variant2 {
   struct Constants { real beta1, rest1, beta2, rest2, step_size, eps, decay, grad_scale; };
   static __device__ void scalars(const double* h, double step, double grad_scale, const double* a,
                                  const double* r, Constants& c, double* next) {
-    const double t10 = power(h[2], step);
-    const double t12 = double(1.0) - t10;
-    const double t13 = square_root(t12);
-    const double t14 = double(1.0) - h[1];
-    const double t15 = double(1.0) - h[2];
-    const double t16 = h[0] * t13;
-    const double t17 = power(h[1], step);
-    const double t18 = double(1.0) - t17;
-    const double t19 = t16 / t18;
-    const double t20 = h[3] * t13;
-    const double t21 = grad_scale * h[5];
+    const double t11 = power(h[2], step);
+    const double t13 = double(1.0) - t11;
+    const double t14 = square_root(t13);
+    const double t15 = double(1.0) - h[1];
+    const double t16 = double(1.0) - h[2];
+    const double t17 = h[0] * t14;
+    const double t18 = power(h[1], step);
+    const double t19 = double(1.0) - t18;
+    const double t20 = t17 / t19;
+    const double t21 = h[3] * t14;
+    const double t22 = grad_scale * h[5];
     const double new_beta1 = h[1];
-    const double new_rest1 = t14;
+    const double new_rest1 = t15;
     const double new_beta2 = h[2];
-    const double new_rest2 = t15;
-    const double new_step_size = t19;
-    const double new_eps = t20;
+    const double new_rest2 = t16;
+    const double new_step_size = t20;
+    const double new_eps = t21;
     const double new_decay = h[4];
-    const double new_grad_scale = t21;
+    const double new_grad_scale = t22;
     c.beta1 = real(new_beta1);
     c.rest1 = real(new_rest1);
     c.beta2 = real(new_beta2);

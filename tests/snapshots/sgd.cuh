@@ -1,7 +1,8 @@
 // Written by fusedopt from the rules' own Python; see fusedopt/rules.
-constexpr int HYPERPARAMETERS = 7;  // lr, momentum, dampening, weight_decay, loss_scale, clip_value, clip_norm
+constexpr int HYPERPARAMETERS = 8;  // lr, momentum, dampening, weight_decay, loss_scale, clip_value, clip_norm, seed
 constexpr int SCALARS = 0;
 constexpr int STATES = 1;
+constexpr int SEED = 7;
 constexpr int CONSTANTS = 6;
 constexpr int STAGES = 0;
 constexpr int RESULTS = 1;
@@ -9,9 +10,7 @@ constexpr int RESULTS = 1;
 // SGD(momentum=True, nesterov=False, maximize=False), float32
 struct Variant0 {
   typedef float real;
-  typedef float Parameter;
-  typedef float Gradient;
-  typedef float State;
+  typedef Streams<Plain<float>, Plain<float>, Plain<float>> Kept;
   static constexpr int states = 1;  // momentum_buffer
   static constexpr unsigned reads = 0x7;  // p, g, the states
   static constexpr unsigned summed = 0x0;  // results of stages that scalars reads
@@ -19,15 +18,15 @@ struct Variant0 {
   struct Constants { real lr, weight_decay, momentum, rest, first, grad_scale; };
   static __device__ void scalars(const double* h, double step, double grad_scale, const double* a,
                                  const double* r, Constants& c, double* next) {
-    const double t10 = double(1.0) - h[2];
-    const bool t11 = step == double(1.0);
-    const double t12 = grad_scale * h[4];
+    const double t11 = double(1.0) - h[2];
+    const bool t12 = step == double(1.0);
+    const double t13 = grad_scale * h[4];
     const double new_lr = h[0];
     const double new_weight_decay = h[3];
     const double new_momentum = h[1];
-    const double new_rest = t10;
-    const double new_first = t11;
-    const double new_grad_scale = t12;
+    const double new_rest = t11;
+    const double new_first = t12;
+    const double new_grad_scale = t13;
     c.lr = real(new_lr);
     c.weight_decay = real(new_weight_decay);
     c.momentum = real(new_momentum);

@@ -18,6 +18,7 @@ import numpy as np
 
 import fusedopt
 from fusedopt.backends import chosen_backend, cpu_backend
+from fusedopt.storage_choices import CHOICES
 from fusedopt.tracing import trace
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from fusedopt.cli.bench.models import MODELS
     from fusedopt.cli.bench.peers import WAYS
     from fusedopt.cli.rule_named import OURS
-    from fusedopt.storage_choices import CHOICES
 
     titles = "; ".join(way.title for way in WAYS[1:])
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU where one works")
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     """0; 1 where one of the peers computes something else than fusedopt."""
     from fusedopt.cli.bench import memory
     from fusedopt.cli.bench.models import MODELS, from_file
-    from fusedopt.cli.bench.peers import WAYS
+    from fusedopt.cli.bench.peers import WAYS, stored_way
 
     models = {name: from_file(Path(name)) for name in arguments.model if name.lower().endswith(".json")} | MODELS
     check(arguments, models)
@@ -91,16 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
     machine = chosen_machine(arguments.device)
     if arguments.peers is None and machine.kind == "cpu":  # the first way is one of the CPU's two
         ways = [way for way in ways if way.title.lower() != f"fusedopt, {cpu_backend().name}"]
-    ways += stored_ways(arguments.storage or ())
+    ways += [stored_way(CHOICES[name]) for name in arguments.storage or ()]
     return compare(arguments, machine, [models[name] for name in arguments.model], ways)
-
-
-def stored_ways(names: Sequence[str]) -> list[Way]:
-    """fusedopt with other storages, which are no float32 peers: their results are not compared."""
-    from fusedopt.cli.bench.peers import stored_way
-    from fusedopt.storage_choices import CHOICES
-
-    return [stored_way(CHOICES[name]) for name in names]
 
 
 def check(arguments: argparse.Namespace, models: Mapping[str, Model]) -> None:

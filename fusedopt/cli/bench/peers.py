@@ -37,9 +37,9 @@ from fusedopt.cli.bench.peers_torch import (
     TorchOptimizers,
 )
 from fusedopt.cli.bench.peers_way import OPTIMIZERS, Peer, Way, is_own, optimizer_named
-from fusedopt.storage_choices import Choice
+from fusedopt.storage_choices import CHOICES, Choice
 
-__all__ = ["OPTIMIZERS", "WAYS", "Peer", "Way", "is_own", "optimizer_named", "stored_way"]
+__all__ = ["OPTIMIZERS", "WAYS", "Peer", "Way", "is_own", "optimizer_named", "stored_way", "stored_ways"]
 
 CPU, CUDA, BOTH = ("cpu",), ("cuda",), ("cpu", "cuda")
 
@@ -70,6 +70,11 @@ def stored_way(choice: Choice, backend: str | None = None) -> Way:
         dtype=choice.dtype,
         moved=moved,
     )
+
+
+def stored_ways() -> tuple[Way, ...]:
+    """One for each storage that is not float32's."""
+    return tuple(stored_way(choice) for choice in CHOICES.values() if choice.options)
 
 
 WAYS: tuple[Way, ...] = (

@@ -13,7 +13,7 @@ import numpy as np
 
 import fusedopt
 from fusedopt.backends import cuda, numba_problem
-from fusedopt.cli.bench.peers_way import OPTIMIZERS, Array, Build, Peer, optimizer_named
+from fusedopt.cli.bench.peers_way import OPTIMIZERS, Array, Build, Peer, leave_gradients, optimizer_named
 from fusedopt.cli.naive import NaiveAdam, NaiveSGD, PreallocatedAdam, PreallocatedSGD
 from fusedopt.plain import given
 from fusedopt.rules import Rule, Values
@@ -89,12 +89,13 @@ def fused(backend: str | None = None, choice: Choice = CHOICES["float32"]) -> Bu
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = xp.asarray(gradient.astype(dtype))
         arenas = list(optimizer.arenas())
+        scale = functools.partial(multiply, [arena.gradients for arena in arenas])
         return Peer(
             optimizer.step,
             parameters=lambda: [np.array(on_host(parameter.data), np.float32) for parameter in parameters],
             kept=lambda: bytes_of([[arena.data, arena.gradients, *arena.states.values()] for arena in arenas]),
             library=library_of(device),
-            scale_gradients=functools.partial(multiply, [arena.gradients for arena in arenas]),
+            scale_gradients=scale if choice.dtype == "float32" else leave_gradients,  # CuPy multiplies no bf16
         )
 
     return build

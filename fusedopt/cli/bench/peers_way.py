@@ -135,6 +135,10 @@ class Way:
     dtype: str = "float32"
     moved: Callable[[str], float] | None = None
 
+    def bytes_moved(self, task: Any) -> int:
+        """What its step of a `measure.Task` must move."""
+        return int(task.bytes if self.moved is None else round(self.moved(task.optimizer) * task.work.parameters))
+
     def missing(self, optimizer: str, device: str) -> str | None:
         """One line on why it cannot run here, with the cure where there is one; None if it can."""
         if device not in self.device:

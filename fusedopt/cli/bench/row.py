@@ -106,7 +106,7 @@ def rows(machine: Machine, task: Task, ways: Sequence[Way], found: Measured, abo
         figures = found.figures[way.title]
         low, seconds, high = (float(q) for q in np.percentile(figures.seconds, QUARTILES))
         ratio_low, ratio, ratio_high = (float(q) for q in np.percentile(figures.ratios, QUARTILES))
-        least = task.bytes if way.moved is None else round(way.moved(task.optimizer) * work.parameters)
+        least = way.bytes_moved(task)
         # Both move bytes at their own rate: the share is that of the rates in the same round.
         shares = {
             kind: statistics.median(figures.floors[kind]) * least / found.streams[kind][0].bytes for kind in speeds

@@ -1,0 +1,45 @@
+"""The table of storages in this folder's README, from the bytes that are counted and the speed that was measured."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fusedopt.rules import Adam
+from fusedopt.storage_choices import CHOICES, Choice
+
+COLUMNS = {
+    "NumPy, ms": "{}, numpy",
+    "of float32's speed": "{}, numpy against fusedopt, NumPy",
+    "numba, ms": "{}, numba",
+    "of NumPy's float32": "{}, numba against fusedopt, NumPy",
+    "of numba's float32": "{}, numba against fusedopt, numba",
+}
+
+Rows = Mapping[str, Mapping[str, Any]]  # of storages.json, by their names
+
+
+def storage_table(rows: Rows) -> str:
+    """A row for each storage that was measured."""
+    about = next(iter(rows.values()))
+    extra = max(row["value"] for name, row in rows.items() if name.endswith("extra memory of a step"))
+    lines = [
+        f"| storage | moved | kept | {' | '.join(COLUMNS)} |",
+        "| --- |" + " ---: |" * (2 + len(COLUMNS)),
+        *(_line(rows, choice) for choice in CHOICES.values() if f"{choice.name}, numpy" in rows),
+        "",
+        f"Adam, {about['size'] // 2**20} Mi parameters in one tensor, {about['threads']} threads of {about['device']},",
+        f"{about['date'][:10]}. A step takes {extra:.1%} of what is kept at most for itself.",
+    ]
+    return "\n".join(lines)
+
+
+def _line(rows: Rows, choice: Choice) -> str:
+    measured = (rows.get(name.format(choice.name)) for name in COLUMNS.values())
+    cells = ["-" if row is None else f"{row['value']:.2g}{' x' if row['unit'] != 'ms' else ''}" for row in measured]
+    counted = f"{choice.moved(Adam()):.4g}", f"{choice.kept(Adam()):.4g}"
+    return f"| {' | '.join((choice.title, *counted, *cells))} |"
