@@ -165,13 +165,21 @@ def _parameter(what: str, key: str, saved: Array, ours: Kept, data: Array) -> tu
 
 def _read(kept: Kept, array: Array, beside: Array, to: Array) -> None:
     flat, other = (np.ascontiguousarray(some).reshape(-1) for some in (array, beside))
-    pieces.Piece(kept, flat, other, 0, None, 0).read(to)
+    if kept.codes or kept.finer not in ("", "float32"):
+        pieces.Piece(kept, flat, other, 0, None, 0).read(to)
+    else:
+        to[...] = other if kept.finer else flat
 
 
 def _write(kept: Kept, values: Array, array: Array, beside: Array) -> None:
-    nearest = dataclasses.replace(kept, stochastic=False)
+    flat, other = array.reshape(-1), beside.reshape(-1)
     with np.errstate(all="ignore"):
-        pieces.Piece(nearest, array.reshape(-1), beside.reshape(-1), 0, None, 0).write(values)
+        if kept.finer not in ("", "float32"):
+            pieces.Piece(dataclasses.replace(kept, stochastic=False), flat, other, 0, None, 0).write(values)
+            return
+        np.copyto(flat, values, casting="unsafe")
+        if kept.finer:
+            other[...] = values
 
 
 def _counted(found: dict[str, Any], rule: Rule) -> dict[str, Any]:

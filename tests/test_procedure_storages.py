@@ -62,7 +62,7 @@ def values_of(optimizer, parameter):
     entry, to = optimizer.state[parameter], np.empty(parameter.shape, np.float32)
     if "master_param" in entry:
         return entry["master_param"]
-    rounding.joined(parameter.data, entry["remainder"], to)
+    rounding.joined(parameter.data.reshape(-1), entry["remainder"].reshape(-1), to.reshape(-1))
     return to
 
 

@@ -69,9 +69,10 @@ def values_of(p, entry):
     """The float32 values that a parameter has with what keeps it finer."""
     if "master_param" in entry:
         return entry["master_param"]
-    to = np.empty(p.shape, np.float32)
-    rounding.joined(p.detach().view(torch.int16).numpy().view("bfloat16"), entry["remainder"].numpy(), to)
-    return torch.from_numpy(to)
+    to = torch.empty(p.shape)
+    high, low = (t.detach().contiguous().view(torch.int16).numpy().reshape(-1) for t in (p, entry["remainder"]))
+    rounding.joined(high.view("bfloat16"), low, to.numpy().reshape(-1))
+    return to
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
