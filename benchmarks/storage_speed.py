@@ -64,7 +64,7 @@ def extra(row: Row, name: str) -> Figure:
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=16 * 2**20, help="parameters in one tensor (default: 16 Mi)")
+    parser.add_argument("--size", type=int, default=32 * 2**20, help="parameters in one tensor (default: 32 Mi)")
     parser.add_argument("--repeats", type=int, default=7, help="timings of each (default: 7)")
     parser.add_argument("--storage", nargs="+", choices=CHOICES, default=[*CHOICES], help="default: all")
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu" / "storages.json", help="the result file")

@@ -40,6 +40,6 @@ def storage_table(rows: Rows) -> str:
 
 def _line(rows: Rows, choice: Choice) -> str:
     measured = (rows.get(name.format(choice.name)) for name in COLUMNS.values())
-    cells = ["-" if row is None else f"{row['value']:.2g}{' x' if row['unit'] != 'ms' else ''}" for row in measured]
+    cells = ["-" if row is None else f"{row['value']:.3g}{'' if row['unit'] == 'ms' else ' x'}" for row in measured]
     counted = f"{choice.moved(Adam()):.4g}", f"{choice.kept(Adam()):.4g}"
     return f"| {' | '.join((choice.title, *counted, *cells))} |"

@@ -232,3 +232,26 @@ def _twice(step: Any) -> Any:
         return step(self, *arguments, **options)
 
     return both
+
+
+def test_each_storage_is_measured_against_float32_with_the_bar_of_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage_speed = pytest.importorskip("storage_speed")  # needs torch
+    monkeypatch.setattr(storage_speed, "backends", lambda: ["numpy"])
+    found = {each.name: each for each in storage_speed.measured(Cpu(), 5_000, 2, ["master", "split+int8"])}
+    for name, bar in (("master", 0.5), ("split+int8", 0.2)):
+        assert found[f"{name}, numpy against fusedopt, NumPy"].at_least == bar
+        assert found[f"{name}, numpy against fusedopt, NumPy"].value > 0
+        assert found[f"{name}, numpy: extra memory of a step"].at_most == 0.01
+    monkeypatch.setattr(storage_speed, "rows_of", lambda *_: [None])
+    with pytest.raises(RuntimeError, match="some storages cannot step"):
+        list(storage_speed.measured(Cpu(), 5_000, 2, ["master"]))
+
+
+def test_a_storage_that_takes_longer_is_slower_by_as_much() -> None:
+    storage_speed = pytest.importorskip("storage_speed")
+    row = SimpleNamespace(ratio=4.0, ratio_low=2.0, ratio_high=5.0, samples=3)
+    found = storage_speed.against(row, "a", 0.5, "numpy")
+    assert (found.value, found.low, found.high, found.met) == (0.25, 0.2, 0.5, False)
+    assert storage_speed.against(row, "a", 0.5, "numba").met is None  # the bar is that of float32 in NumPy
+    row = SimpleNamespace(extra_bytes=30, kept_bytes_a_parameter=10.0, parameters=100)
+    assert (storage_speed.extra(row, "b").value, storage_speed.extra(row, "b").met) == (0.03, False)

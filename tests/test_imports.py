@@ -18,7 +18,7 @@ LAYERS = (
     ("version", "misspelling", "rules", "schedules"),
     (
         *("statements", "symbols", "tracing", "traffic", "layout", "parameter", "sparse_gradient", "plain"),
-        *("philox", "rounding", "eight_bits", "storage", "stored_arrays", "storage_choices"),
+        *("philox", "rounding", "eight_bits", "storage", "stored_arrays", "storage_choices", "spare"),
     ),
     ("cuda_text", "compiler", "backends", "conversion", "kept_bytes"),
     (
