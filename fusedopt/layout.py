@@ -350,6 +350,12 @@ class ArenaSpan:
     start: int
     stop: int
 
+    def single(self) -> list[ArenaSpan]:
+        """Each of the parameters by itself."""
+        arena, indices = self.arena, range(self.first, self.last + 1)
+        starts = [arena.offsets[index] for index in indices]
+        return [ArenaSpan(arena, i, i, start, start + arena.sizes[i]) for i, start in zip(indices, starts)]
+
     @property
     def group(self) -> HasRule:
         return self.arena.group

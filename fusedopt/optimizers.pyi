@@ -39,6 +39,11 @@ class Adafactor(Optimizer):
         d: NumberOrSchedule = 1.0,
         weight_decay: NumberOrSchedule = 0.0,
         *,
+        master_weights: str | None = None,
+        kahan: bool = False,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+        state_dtype: str | dict[str, str | None] | None = None,
         maximize: bool = False,
     ) -> None: ...
 
@@ -301,6 +306,11 @@ class Muon(Optimizer):
         ns_steps: int = 5,
         adjust_lr_fn: str | None = None,
         *,
+        master_weights: str | None = None,
+        kahan: bool = False,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+        state_dtype: str | dict[str, str | None] | None = None,
         ns_dtype: str | None = None,
     ) -> None: ...
 

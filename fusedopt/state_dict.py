@@ -237,18 +237,3 @@ def check_array(what: str, value: Any) -> None:
     if not hasattr(value, "shape") or not isinstance(getattr(value, "dtype", None), np.dtype):
         kind = type(value).__name__
         raise TypeError(f"{what} must be a NumPy array, got {kind}; convert it, as with tensor.numpy().")
-
-
-def checked_array(what: str, value: Any, dtype: np.dtype[Any]) -> Any:
-    """The value, where it is an array of this dtype.
-
-    Raises:
-        TypeError: It is something else.
-    """
-    check_array(what, value)
-    if value.dtype != dtype:
-        raise TypeError(
-            f"{what} has dtype {value.dtype} and the parameter {dtype}; nothing is cast silently: convert it with "
-            f".astype({dtype.name!r}) where that is meant."
-        )
-    return value

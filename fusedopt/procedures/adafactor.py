@@ -6,7 +6,7 @@ Nothing waits for the device: means, norms and steps over CuPy arrays stay array
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,115 +14,25 @@ import ml_dtypes
 import numpy as np
 
 from fusedopt.backends import Backend, Steps, module_of
+from fusedopt.conversion import CONVERT, choice_for
 from fusedopt.kept_bytes import KeptBytes
 from fusedopt.layout import Arena, ArenaSpan
-from fusedopt.parameter import Parameter
-from fusedopt.procedures.procedure import Procedure, SpanPlan
+from fusedopt.parameter import DTYPES, Parameter
+from fusedopt.procedures.factored_moments import (
+    AdafactorPlan,
+    Moment,
+    Moments,
+    checked_moments,
+    entries_in,
+    learned,
+    moment_bytes,
+    real_of,
+    without_moments,
+)
+from fusedopt.procedures.launches import ArenaTask, arena_tasks
+from fusedopt.procedures.procedure import Procedure
 from fusedopt.rules.adafactor import Adafactor
-from fusedopt.state_dict import LiveState, checked_array
-
-Moments = dict[str, Any]
-NAMES = {*Adafactor.moment_shapes((1,)), *Adafactor.moment_shapes((1, 1))}
-
-
-def stepped(
-    xp: Any, p: Any, g: Any, moments: Moments, rule: Adafactor, weight: Any, rate: Any, eps: float
-) -> tuple[Any, Moments]:
-    """The parameter and its second moments after a step, in new arrays.
-
-    Args:
-        xp: The module of the arrays: numpy, cupy or torch.
-        p, g, moments: Not empty, of the dtype that is computed in.
-        weight, rate: Of this step: what a square counts in the moments, and the bound of lr. Numbers, or arrays of no
-            axes and of that dtype.
-        eps: What `rule.eps[0]` is for this parameter.
-    """
-    g = -g if rule.maximize else g
-    moments = _learned(g, moments, weight)
-    u = g / _second_moment(moments, eps).clip(eps * eps, None) ** 0.5
-    length = rate * _larger(xp, _rms(xp, p), rule.eps[1])
-    u *= length / _larger(xp, _rms(xp, u) / rule.d, 1.0)
-    return p * (1 - rule.lr * rule.weight_decay) - u, moments
-
-
-def _learned(g: Any, moments: Moments, weight: Any) -> Moments:
-    square = g * g
-    if "variance" in moments:
-        means = {"variance": square}
-    else:
-        means = {name: square.mean(axis=axis, keepdims=True) for name, axis in (("row_var", -1), ("col_var", -2))}
-    return {name: moments[name] + weight * (mean - moments[name]) for name, mean in means.items()}
-
-
-def _second_moment(moments: Moments, eps: float) -> Any:
-    if "variance" in moments:
-        return moments["variance"]
-    row = moments["row_var"]
-    return row / row.mean(axis=-2, keepdims=True).clip(eps, None) * moments["col_var"]
-
-
-def _rms(xp: Any, x: Any) -> Any:
-    return xp.linalg.norm(x) / math.sqrt(math.prod(x.shape))
-
-
-def _larger(xp: Any, x: Any, least: float) -> Any:
-    """The larger one; of NaN the other, as in torch: an element that is NaN spoils no others of a vector."""
-    return xp.where(x > least, x, least)
-
-
-def checked_moments(
-    entry: Mapping[str, Any], shape: tuple[int, ...], what: str, array: Callable[[str, Any], Any]
-) -> Moments:
-    """The second moments in what a state dict has for a parameter of this shape.
-
-    Args:
-        what: Whose it is, for messages.
-        array: (what it is, value) -> one of its own, or an error where it is no array that fits.
-
-    Raises:
-        KeyError: Something is missing.
-        ValueError: Something is unknown, or has another shape.
-    """
-    shapes = Adafactor.moment_shapes(shape)
-    for name in entry:
-        if name not in ("step", *shapes):
-            raise ValueError(f"{what} has {name!r}; Adafactor keeps step, {', '.join(shapes)} of this shape.")
-    for name in ("step", *shapes):
-        if name not in entry:
-            raise KeyError(f"{what} lacks {name!r}; it has {', '.join(map(repr, entry))}.")
-    for name, expected in shapes.items():
-        found = getattr(entry[name], "shape", None)
-        if found is not None and tuple(found) != expected:
-            raise ValueError(f"{what}: {name} has shape {tuple(found)} and must have {expected}.")
-    return {name: array(f"{what}: {name}", entry[name]) for name in shapes}
-
-
-def entries_in(saved: Any, parameters: Iterable[Any]) -> list[tuple[Any, dict[str, Any]]]:
-    """Each parameter with state and what a state dict has for it; none where it is no state dict, refused later."""
-    try:
-        ids = [number for group in saved["param_groups"] for number in group["params"]]
-        entries = [saved["state"].get(number, {}) for number in ids]
-        kept = [{name: value for name, value in entry.items() if value is not None} for entry in entries]
-    except (AttributeError, KeyError, TypeError):
-        return []
-    return [(parameter, entry) for parameter, entry in zip(parameters, kept) if entry]
-
-
-def without_moments(saved: Any) -> Any:
-    """A state dict whose state is the steps alone; itself where it is none."""
-    try:
-        state = {
-            number: {name: value for name, value in entry.items() if name not in NAMES}
-            for number, entry in saved["state"].items()
-        }
-    except (AttributeError, KeyError, TypeError):
-        return saved
-    return {**saved, "state": state}
-
-
-def moment_bytes(shape: tuple[int, ...], itemsize: int) -> int:
-    """Of the second moments of a parameter of this shape, with elements of so many bytes."""
-    return itemsize * sum(map(math.prod, Adafactor.moment_shapes(shape).values()))
+from fusedopt.state_dict import LiveState, check_array
 
 
 def _moments_of(kept: dict[Parameter, Moments], arena: Arena, index: int) -> Moments:
@@ -131,40 +41,65 @@ def _moments_of(kept: dict[Parameter, Moments], arena: Arena, index: int) -> Mom
     if parameter not in kept:
         shapes = Adafactor.moment_shapes(parameter.shape)
         kept[parameter] = {
-            name: arena.memory.zeros(math.prod(shape), arena.dtype).reshape(shape) for name, shape in shapes.items()
+            name: arena.memory.zeros(math.prod(shape), _dtype_of(arena, name)).reshape(shape)
+            for name, shape in shapes.items()
         }
     return kept[parameter]
+
+
+def _dtype_of(arena: Arena, name: str) -> np.dtype[Any]:
+    return np.dtype(arena.group.rule.state_dtype_of(name) or arena.dtype)
 
 
 def _epsilon(dtype: np.dtype[Any]) -> float:
     return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]  # which NumPy's has not of bfloat16
 
 
-@np.errstate(all="ignore")
-def _step_some(kept: dict[Parameter, Moments], arena: Arena, indices: range) -> None:
-    rule = arena.group.rule
-    assert isinstance(rule, Adafactor)
-    xp, real = module_of(arena.data), np.float64 if arena.dtype == np.float64 else np.float32
-    eps = _epsilon(arena.dtype) if rule.eps[0] is None else rule.eps[0]
-    arena.counters[indices.start : indices.stop, 0] += 1
-    for index in indices:
-        moments, step = _moments_of(kept, arena, index), arena.counters[index, 0]
-        if not arena.sizes[index]:
-            continue
-        parameter = arena.view(arena.data, index)
-        p, new = stepped(
+class _Plan(AdafactorPlan[ArenaTask]):
+    """Over arrays.
+
+    Args:
+        kept: The moments of parameters.
+    """
+
+    def __init__(self, backend: Backend, spans: Sequence[ArenaSpan], kept: dict[Parameter, Moments]) -> None:
+        self._kept = kept
+        self._computed: dict[Parameter, Moments] = {}
+        super().__init__(backend, arena_tasks(backend, spans))
+
+    def moments(self, task: ArenaTask) -> list[Moment]:
+        arena, index = task.span.arena, task.span.first
+        kept, memory = _moments_of(self._kept, arena, index), arena.memory
+        computed = {
+            name: memory.zeros(moment.size, np.dtype(real_of(moment.dtype.name))).reshape(moment.shape)
+            for name, moment in kept.items()
+        }
+        self._computed[arena.parameters[index]] = computed
+        return [
+            Moment(moment.size, moment.dtype.name, moment.reshape(-1), computed[name].reshape(-1))
+            for name, moment in kept.items()
+        ]
+
+    @np.errstate(all="ignore")
+    def compute(self, task: ArenaTask) -> None:
+        rule, parameter, real = task.span.group.rule, task.parameter, task.update.dtype
+        assert isinstance(rule, Adafactor)
+        if not parameter.size:
+            return
+        xp, step = module_of(task.update), task.span.counters[0, 0] + 1
+        update, moments = learned(
             xp,
-            parameter.astype(real, copy=False),
-            arena.view(arena.gradients, index).astype(real, copy=False),
-            {name: moment.astype(real, copy=False) for name, moment in moments.items()},
+            task.data.astype(real, copy=False),
+            task.gradient.astype(real, copy=False),
+            {name: moment.astype(real, copy=False) for name, moment in self._kept[parameter].items()},
             rule,
             (step**rule.beta2_decay).astype(real),
             xp.minimum(step**-0.5, rule.lr).astype(real),
-            eps,
+            _epsilon(parameter.dtype) if rule.eps[0] is None else rule.eps[0],
         )
+        task.update[...] = update.reshape(-1)
         for name, moment in moments.items():
-            moment[...] = new[name].astype(moment.dtype)
-        parameter[...] = p.astype(parameter.dtype)
+            self._computed[parameter][name][...] = moment
 
 
 class _State(LiveState):
@@ -187,7 +122,7 @@ class Factoring(Procedure):
         self._moments: dict[Parameter, Moments] = {}
 
     def _plan(self, backend: Backend, spans: Sequence[ArenaSpan]) -> Steps:
-        return SpanPlan(spans, partial(_step_some, self._moments))
+        return _Plan(backend, spans, self._moments)
 
     @property
     def state(self) -> Mapping[Parameter, dict[str, Any]]:
@@ -196,7 +131,8 @@ class Factoring(Procedure):
 
     def memory(self) -> KeptBytes:
         """Bytes that are kept once every parameter that requires a gradient has stepped, by kind."""
-        states = sum(moment_bytes(p.shape, p.dtype.itemsize) for p in self.parameters() if p.requires_grad)
+        trained = ((group.rule, p) for group in self._groups for p in group["params"] if p.requires_grad)
+        states = sum(moment_bytes(rule, p.shape, p.dtype.name) for rule, p in trained)
         return super().memory() + KeptBytes(states=states)
 
     def state_dict(self) -> dict[str, Any]:
@@ -210,20 +146,21 @@ class Factoring(Procedure):
                 saved["state"][number] |= {name: hosts[parameter](moment) for name, moment in moments.items()}
         return saved
 
-    def load_state_dict(  # type: ignore[override]  # its state has one form: there is nothing to convert
-        self, state_dict: Mapping[str, Any]
-    ) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, convert: bool = False) -> None:
         """Take over a state dict of this library, or of torch with its tensors as NumPy arrays, checked and copied.
+
+        Args:
+            convert: Whether what was kept in another way is converted.
 
         Raises:
             ValueError, TypeError, KeyError: As every optimizer's; nothing has changed then.
         """
-        memories = {p: arena.memory for arena in self.arenas() for p in arena.parameters}
+        arenas = {p: arena for arena in self.arenas() for p in arena.parameters}
         moments = {
-            p: checked_moments(entry, p.shape, f"the state of {p.described}", partial(_copied, memories[p], p.dtype))
+            p: checked_moments(entry, p.shape, f"the state of {p.described}", partial(_copied, arenas[p], convert))
             for p, entry in entries_in(state_dict, self.parameters())
         }
-        super().load_state_dict(without_moments(state_dict))
+        super().load_state_dict(without_moments(state_dict), convert=convert)
         self._moments = moments
 
     def _copied_state(self) -> dict[str, Any]:
@@ -233,7 +170,15 @@ class Factoring(Procedure):
         Factoring.load_state_dict(self, state)
 
 
-def _copied(memory: Any, dtype: np.dtype[Any], what: str, value: Any) -> Any:
-    array = checked_array(what, value, dtype)
-    with memory.here():
-        return memory.asarray(np.array(array.get() if hasattr(array, "get") else array))
+def _copied(arena: Arena, convert: bool, what: str, name: str, value: Any) -> Any:
+    """A saved moment as it is kept here."""
+    check_array(what, value)
+    dtype = _dtype_of(arena, name)
+    if value.dtype != dtype and (not convert or value.dtype.name not in DTYPES):
+        raise TypeError(
+            f"{what} has dtype {value.dtype} and this optimizer keeps {dtype}; nothing is cast silently: build the "
+            f"optimizer with {choice_for(name, value.dtype.name)}, or convert it: {CONVERT}."
+        )
+    host = np.array(value.get() if hasattr(value, "get") else value)
+    with arena.memory.here():
+        return arena.memory.asarray(host.astype(dtype))

@@ -1,4 +1,4 @@
-"""Muon: one matrix after the other, since its products are no elementwise operations; nothing waits for the device."""
+"""Muon: products of one matrix after the other between two launches for all of them; nothing waits for the device."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fusedopt.backends import Backend, Steps, module_of
-from fusedopt.layout import Arena, ArenaSpan
-from fusedopt.procedures.procedure import Procedure, SpanPlan
+from fusedopt.layout import ArenaSpan
+from fusedopt.procedures.launched_rules import Blend, Movement
+from fusedopt.procedures.launches import ArenaTask, LaunchPlan, T, TensorSpan, arena_tasks
+from fusedopt.procedures.procedure import Procedure
 from fusedopt.rules.muon import Muon
 from fusedopt.rules.rule import Rule
+from fusedopt.storage import Kept, storage
+from fusedopt.tracing import Traced, trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,37 +56,45 @@ def orthogonalized(x: Any, rule: Muon, matrices: Matrices = ARRAYS) -> Any:
     return x.T if rows > columns else x
 
 
-def step_matrix(parameter: Any, gradient: Any, momentum: Any, rule: Muon) -> None:
-    """Update a matrix and its momentum, arrays of NumPy or CuPy, in place."""
-    xp = module_of(parameter)
-    real = xp.float64 if parameter.dtype == xp.float64 else xp.float32
-    g, b = gradient.astype(real), momentum.astype(real)
-    b = b + (1 - rule.momentum) * (g - b)
-    momentum[...] = b.astype(momentum.dtype)
-    x = (g + rule.momentum * (b - g) if rule.nesterov else b).astype(rule.ns_dtype or real)
-    x = orthogonalized(x, rule).astype(real)
-    p, decay = parameter.astype(real), rule.lr * rule.weight_decay
-    p = p - decay * p if decay else p  # below 3e-8, 1 - decay would be 1 in float32
-    parameter[...] = (p - rule.adjusted_lr(parameter.shape) * x).astype(parameter.dtype)
+class MuonPlan(LaunchPlan[T]):
+    """The momentum of all matrices is a launch, which leaves their directions where updates belong; each of these is
+    made orthogonal in its place; and all matrices move in another launch."""
+
+    def movement(self, rule: Muon) -> Movement:
+        return Movement(rule.lr * rule.weight_decay, seed=rule.seed)
+
+    def before(self, task: T) -> TensorSpan:
+        kept = task.span.storage
+        how = storage(Kept(kept.real), kept.gradient, kept.states)
+        states = [*task.states, *task.scales]
+        return task.launched(self.group(task, blend), how, task.update, task.span.gradient, states)
 
 
-def _step_some(arena: Arena, indices: range) -> None:
-    momentum, rule = arena.state("momentum_buffer"), arena.group.rule
-    assert isinstance(rule, Muon)
-    for index in indices:
-        p, g, b = (arena.view(buffer, index) for buffer in (arena.data, arena.gradients, momentum))
-        step_matrix(p, g, b, rule)
-    arena.counters[indices.start : indices.stop, 0] += 1  # the age of the momentum
+def blend(rule: Muon) -> Blend:
+    """What launches learn a momentum with."""
+    return Blend(rule.momentum, rule.nesterov, seed=rule.seed)
+
+
+class _Plan(MuonPlan[ArenaTask]):
+    """Over arrays."""
+
+    def compute(self, task: ArenaTask) -> None:
+        rule, update = task.span.group.rule, task.update.reshape(task.span.shape)
+        assert isinstance(rule, Muon)
+        x = orthogonalized(update.astype(rule.ns_dtype or update.dtype), rule).astype(update.dtype, copy=False)
+        update[...] = rule.adjusted_lr(task.span.shape) * x
 
 
 class Orthogonalizing(Procedure):
     """The base of Muon over NumPy and CuPy arrays."""
 
-    def _variant(self, rule: Rule) -> None:
-        if getattr(rule, "ns_dtype", None) == "bfloat16":
+    def _variant(self, rule: Rule) -> Traced:
+        assert isinstance(rule, Muon)
+        if rule.ns_dtype == "bfloat16":
             raise ValueError(
                 "Muon: ns_dtype='bfloat16' is for torch tensors: NumPy has no such products; leave it out."
             )
+        return trace(blend(rule))
 
     def _plan(self, backend: Backend, spans: Sequence[ArenaSpan]) -> Steps:
-        return SpanPlan(spans, _step_some)
+        return _Plan(backend, arena_tasks(backend, spans))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from fusedopt.rules.hyperparameter import hyperparameter
 from fusedopt.rules.procedure import Procedure
+
+MOMENTS = "variance", "row_var", "col_var"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,18 @@ class Adafactor(Procedure):
     d: float = hyperparameter(1.0, "[1, inf)", "the root mean square that updates are scaled down to")
     weight_decay: float = hyperparameter(0.0, "[0, inf)", "decoupled decay of the parameters")
     maximize: bool = hyperparameter(False, doc="ascend instead of descend", kw_only=True)
+
+    def check(self) -> None:
+        if "int8" in self.state_dtypes.values():
+            raise ValueError(
+                "Adafactor: int8 is too coarse for its second moments, which are few already: a row and a column of "
+                "each matrix; choose state_dtype='bfloat16' or 'float32'."
+            )
+
+    @functools.cached_property
+    def state_dtypes(self) -> dict[str, str | None]:
+        """`state_dtype` for each second moment, of which a parameter has some; None: as the parameter."""
+        return {name: self.state_dtype_of(name) for name in MOMENTS}
 
     @staticmethod
     def moment_shapes(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

@@ -35,6 +35,8 @@ class State:
     codes: str | None = "signed"
 
 
+# The options that say how arrays are kept.
+STORAGE_OPTIONS = tuple(field.name for field in dataclasses.fields(CommonOptions) if field.metadata["storage"])
 # What other libraries call some options.
 ELSEWHERE = {"learning_rate": "lr", "beta1": "betas", "beta2": "betas", "epsilon": "eps"}
 
@@ -48,6 +50,7 @@ class Declaration(CommonOptions):
     step_key: ClassVar[str | None] = "step"
     eager_state: ClassVar[bool] = False
     procedure: ClassVar[bool] = False
+    no_storages: ClassVar[str] = ""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -66,25 +69,21 @@ class Declaration(CommonOptions):
 
     def _check_storage(self) -> None:
         """Raise ValueError where the options of how arrays are kept contradict each other, or the rule."""
-        given = [option for option in self.storage_options() if getattr(self, option)]
+        given = [option for option in STORAGE_OPTIONS if getattr(self, option)]
         if not given:
             return
         name, states = type(self).__name__, {state.name: state for state in self.all_states()}
-        if self.procedure:
-            raise ValueError(
-                f"{name}: {given[0]} is for optimizers whose step is one launch, and {name}'s is array operations; "
-                f"leave it out."
-            )
+        if self.no_storages:
+            raise ValueError(f"{name}: {given[0]} is not for {name}, {self.no_storages}.")
         if self.kahan and self.master_weights:
             raise ValueError(
                 f"{name}: kahan=True and master_weights={self.master_weights!r} both keep what rounding loses; choose "
                 f"master_weights='split', which keeps all of it in as many bytes."
             )
+        names = [*states, *(state for state in self.state_dtypes if state not in states)]
         for state in self.state_dtype if isinstance(self.state_dtype, Mapping) else ():
-            if state not in states:
-                raise ValueError(
-                    f"{name}: state_dtype has {state!r}, and the states are {', '.join(states) or 'none'}."
-                )
+            if state not in names:
+                raise ValueError(f"{name}: state_dtype has {state!r}, and the states are {', '.join(names) or 'none'}.")
         lost = [state for state, dtype in self.state_dtypes.items() if dtype == "int8" and not states[state].codes]
         if lost:
             cure = {state: "float32" if state in lost else dtype for state, dtype in self.state_dtypes.items()}

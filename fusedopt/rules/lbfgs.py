@@ -32,6 +32,10 @@ class LBFGS(Procedure):
     line_search_fn: str | None = hyperparameter(None, doc="None, or 'strong_wolfe'", choices=(None, "strong_wolfe"))
 
     step_key = None
+    no_storages = (
+        "whose parameters and history are vectors of one dtype; leave it out and train in float32, or train half "
+        "precision with AdamW or Muon"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

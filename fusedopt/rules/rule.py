@@ -65,6 +65,7 @@ class Rule(Declaration):
         eager_state: Whether the state is made with the optimizer, not at each parameter's first step. (In torch, that
             of param groups that are added later is not.)
         procedure: Whether steps are more than `update` over all elements, and so have no single kernel.
+        no_storages: Why there is no choice of how arrays are kept, and what to choose instead; empty where there is.
     """
 
     reductions: ClassVar[tuple[Reduction, ...]] = ()

@@ -35,6 +35,9 @@ class SparseAdam(Rule):
 
     state = ("exp_avg", State("exp_avg_sq", codes="unsigned"))
     procedure: ClassVar[bool] = True  # rows are gathered and scattered around `update`
+    no_storages: ClassVar[str] = (
+        "which updates rows without a launch; leave it out, or use LazyAdam or Adam, with dense gradients"
+    )
 
     def scalars(self, step: Any, a: Any) -> Values:
         beta1, beta2 = self.betas
@@ -66,6 +69,7 @@ class LazyAdam(SparseAdam):
     nesterov: bool = hyperparameter(False, doc="look ahead along the first moment", kw_only=True)
 
     procedure: ClassVar[bool] = False
+    no_storages: ClassVar[str] = ""
     coupled_decay = "decay"
 
     def scalars(self, step: Any, a: Any) -> Values:

@@ -108,11 +108,14 @@ class Binding:
         kept = self.selections.get(tuple(map(id, stepping)))
         return kept if kept is not None and kept.is_of(params, absent) else None
 
-    def new_selection(self, stepping: Tensors, params: Tensors, absent: list[int], gradients: Tensors) -> Selection:
+    def new_selection(
+        self, stepping: Tensors, params: Tensors, absent: list[int], gradients: Tensors, planned: Planned
+    ) -> Selection:
         """Plans for these members, kept in place of the oldest where there are many."""
         while len(self.selections) >= SELECTIONS:
             del self.selections[next(iter(self.selections))]
-        selection = Selection(self, params, absent, [self.slots[self.places[id(p)]] for p in stepping], gradients)
+        slots = [self.slots[self.places[id(p)]] for p in stepping]
+        selection = Selection(self, params, absent, slots, gradients, planned)
         self.selections[tuple(map(id, stepping))] = selection
         return selection
 
@@ -155,6 +158,7 @@ def _segments(slots: Sequence[Slot], places: Mapping[int, int]) -> list[tuple[li
 
 
 Taker = Callable[[Any], torch.Tensor]
+Planned = Callable[[Place, list[Slot]], Plan]
 
 
 @dataclasses.dataclass
@@ -174,10 +178,17 @@ class Selection:
         params: All parameters of the optimizer.
         absent: Places in it of those without a gradient.
         slots, gradients: Of those with one.
+        planned: Makes a plan for some of one place.
     """
 
     def __init__(
-        self, binding: Binding, params: Tensors, absent: list[int], slots: Sequence[Slot], gradients: Tensors
+        self,
+        binding: Binding,
+        params: Tensors,
+        absent: list[int],
+        slots: Sequence[Slot],
+        gradients: Tensors,
+        planned: Planned,
     ) -> None:
         self._sharded, self._params, self._absent = binding.sharded, params, absent
         self.copies = [copy for slot in slots for copy in slot.copies]
@@ -193,9 +204,8 @@ class Selection:
             by_place.setdefault(id(slot.place), []).append(number)
         self.routes = []
         for numbers in by_place.values():
-            spans = [slots[number].span for number in numbers]
             place = slots[numbers[0]].place
-            self.routes.append(Route(place, place.backend.plan(spans), numbers))
+            self.routes.append(Route(place, planned(place, [slots[number] for number in numbers]), numbers))
 
     def is_of(self, params: Tensors, absent: list[int]) -> bool:
         """Whether these parameters step."""

@@ -291,4 +291,6 @@ class Candidate:
             self.group, size, shape, self.storage, parameter, gradient, states, counters, self.number, tuple(named)
         )
         dtype, size_here, strides = self.gradient.dtype, self.gradient.size(), self.gradient.stride()
-        return Slot(self.parameter, place, span, counter, dtype, size_here, strides, placed[1].data_ptr(), self.copies)
+        return Slot(
+            self.parameter, place, span, counter, dtype, size_here, strides, placed[1].data_ptr(), self.copies, order
+        )

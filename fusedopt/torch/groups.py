@@ -98,8 +98,9 @@ def _read(group: Mapping[str, Any], before: ReadGroup) -> ReadGroup:
     for (name, field), value in zip(options.items(), values):
         items = value if isinstance(value, (tuple, list)) else (value,)
         count = len(field.default) if isinstance(field.default, tuple) else 1
-        # Switches choose the kernel, so that the host must know them.
-        readable = len(items) == count and not is_flag(field) and name not in (*before.rule.switches(), "seed")
+        # The host must know switches, which choose the kernel, and all that a procedure computes with.
+        known = before.rule.procedure or is_flag(field) or name in (*before.rule.switches(), "seed")
+        readable = len(items) == count and not known
         if readable and all(_kernel_reads(item, group) for item in items):
             sources.update({column + i: item for i, item in enumerate(items)})
         else:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from fusedopt.backends import Plan
 from fusedopt.groups import check_norm, of_group
 from fusedopt.kept_bytes import KeptBytes
 from fusedopt.rules.rule import Rule, check_declaration
@@ -33,7 +34,7 @@ from fusedopt.torch.candidate import Candidate, begun
 from fusedopt.torch.groups import ReadGroup, checked_rule, read
 from fusedopt.torch.kept_bytes import of_launched
 from fusedopt.torch.schedules import Schedules, found_in, rule_at
-from fusedopt.torch.slots import Counter
+from fusedopt.torch.slots import Counter, Slot
 from fusedopt.torch.storages import check_group, options_of, start_again
 from fusedopt.torch.tensors import local, placements, untraced
 
@@ -403,7 +404,12 @@ class Optimizer(torch.optim.Optimizer):
             self._binding = Binding(binding.sizes)  # copies are for one step, and all are taken at once
             return self._select(params, gradients, absent)
         binding.add(slots, self.state)
-        return binding.new_selection(stepping, params, absent, [g for g in gradients if g is not None])
+        present = [g for g in gradients if g is not None]
+        return binding.new_selection(stepping, params, absent, present, self._plan)
+
+    def _plan(self, place: places.Place, slots: Sequence[Slot]) -> Plan:
+        """Parameters on one device made ready to be updated."""
+        return place.backend.plan([slot.span for slot in slots])
 
     @property
     def _counters(self) -> dict[torch.Tensor, Counter]:

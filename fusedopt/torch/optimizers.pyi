@@ -47,6 +47,11 @@ class Adafactor(Optimizer):
         *,
         foreach: bool | None = None,
         maximize: bool = False,
+        master_weights: str | None = None,
+        kahan: bool = False,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+        state_dtype: str | dict[str, str | None] | None = None,
     ) -> None: ...
 
 class Adagrad(Optimizer):
@@ -355,6 +360,11 @@ class Muon(Optimizer):
         ns_steps: int = 5,
         adjust_lr_fn: str | None = None,
         *,
+        master_weights: str | None = None,
+        kahan: bool = False,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
+        state_dtype: str | dict[str, str | None] | None = None,
         ns_dtype: str | None = None,
     ) -> None: ...
 

@@ -88,6 +88,7 @@ class Slot:
         place, span, counter: Where it is updated, what is updated, and its step.
         gradient_dtype, size, gradient_strides, gradient_pointer: Of the part of its gradient that is here.
         copies: Empty as a rule; a slot that has some is good for one step.
+        order: Strides of the order in which the elements are taken.
     """
 
     parameter: torch.Tensor
@@ -99,6 +100,7 @@ class Slot:
     gradient_strides: tuple[int, ...]
     gradient_pointer: int
     copies: list[Copy]
+    order: tuple[int, ...]
 
     @property
     def group(self) -> ReadGroup:
