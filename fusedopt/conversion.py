@@ -165,21 +165,18 @@ def _parameter(what: str, key: str, saved: Array, ours: Kept, data: Array) -> tu
 
 def _read(kept: Kept, array: Array, beside: Array, to: Array) -> None:
     flat, other = (np.ascontiguousarray(some).reshape(-1) for some in (array, beside))
-    if kept.codes or kept.finer not in ("", "float32"):
-        pieces.Piece(kept, flat, other, 0, None, 0).read(to)
-    else:
-        to[...] = other if kept.finer else flat
+    pieces.read(other if kept.finer == "float32" else pieces.Piece(kept, flat, other, 0, None, 0), to)
 
 
 def _write(kept: Kept, values: Array, array: Array, beside: Array) -> None:
-    flat, other = array.reshape(-1), beside.reshape(-1)
+    """Values into new arrays, rounded to the nearest."""
+    first, second = array.reshape(-1), beside.reshape(-1)
+    nearest = dataclasses.replace(kept, stochastic=False)
     with np.errstate(all="ignore"):
-        if kept.finer not in ("", "float32"):
-            pieces.Piece(dataclasses.replace(kept, stochastic=False), flat, other, 0, None, 0).write(values)
-            return
-        np.copyto(flat, values, casting="unsafe")
-        if kept.finer:
-            other[...] = values
+        if kept.finer == "float32":
+            pieces.write(values, second)
+        whole = kept.finer in ("", "float32")
+        pieces.write(values, first if whole else pieces.Piece(nearest, first, second, 0, None, 0))
 
 
 def _counted(found: dict[str, Any], rule: Rule) -> dict[str, Any]:

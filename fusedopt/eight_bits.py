@@ -53,7 +53,7 @@ class Code:
         """The bits of the depth of 1 as a float32."""
         return 127 + 22 + self.octaves << 23
 
-    @property
+    @functools.cached_property
     def smallest(self) -> np.float32:
         """The magnitude of the number 1."""
         smallest: np.float32 = self.magnitudes(np.ones(1, np.int32))[0]
@@ -101,7 +101,7 @@ def encode_blocks(values: Array, codes: Array, scales: Array, code: Code, noise:
     Args:
         noise: 16 random bits for each value, which are written over.
     """
-    padded = spare("magnitudes", values, len(scales) * BLOCK)
+    padded = spare("first", values, len(scales) * BLOCK)
     bits = padded[: len(values)]
     np.bitwise_and(values.view(np.uint32), ~SIGN, out=bits)
     padded[len(values) :] = 0
@@ -127,7 +127,7 @@ def _least(magnitudes: Array, code: Code, noise: Words) -> tuple[Array, Array]:
     small = magnitudes < code.smallest
     if not code.signed:  # what is not 0 stays so: m / sqrt(v) would be infinite
         return small, small & (magnitudes > 0)
-    chances = spare("depths", noise).view(np.float32)  # with a sign, on average
+    chances = spare("second", noise).view(np.float32)  # with a sign, on average
     chances[...] = noise
     chances += np.float32(0.5)
     chances *= np.float32(code.smallest * 2.0**-16)
@@ -136,7 +136,7 @@ def _least(magnitudes: Array, code: Code, noise: Words) -> tuple[Array, Array]:
 
 def _numbers(magnitudes: Array, code: Code, noise: Words) -> Array:
     """The numbers of those that are not small, as int32; magnitudes and noise are written over."""
-    depths = spare("depths", magnitudes).view(np.int32)
+    depths = spare("second", magnitudes).view(np.int32)
     np.subtract(np.int32(code.ceiling), magnitudes.view(np.int32), out=depths)
     magnitudes[...] = depths
     bits, added = magnitudes.view(np.int32), noise.view(np.int32)

@@ -317,6 +317,24 @@ class Arena:
         self.cohorts[:] = [numbers.setdefault(history, len(numbers)) for history in histories]
 
 
+def arenas_of(group: Any, memories: Sequence[Memory], changes: Changes, first: int) -> list[Arena]:
+    """The flat buffers of a param group: parameters on one device that are kept in the same way lie together.
+
+    Args:
+        group: A param group.
+        memories: Of each of its parameters.
+        first: Number of its first parameter in the optimizer.
+    """
+    members: dict[tuple[str, Storage], list[int]] = {}
+    for place, (parameter, memory) in enumerate(zip(group["params"], memories)):
+        kept = storage_of(group.rule, parameter.dtype.name, parameter.grad_dtype.name, parameter.size)
+        members.setdefault((memory.device, kept), []).append(place)
+    return [
+        Arena(memories[some[0]], group, [group["params"][i] for i in some], changes, [first + i for i in some])
+        for some in members.values()
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class ArenaSpan:
     """Neighbouring parameters of an arena with one history, as a span.

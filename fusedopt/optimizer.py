@@ -14,13 +14,14 @@ from fusedopt import state_dict as _state_dict
 from fusedopt.backends import Backend, Steps, backend_of
 from fusedopt.groups import Group, check_norm, groups_of, of_group, scheduled_rule
 from fusedopt.kept_bytes import KeptBytes, of_arena
-from fusedopt.layout import NO_HISTORY, Arena, ArenaSpan, Changes, device_of, spans_of
+from fusedopt.layout import NO_HISTORY, Arena, ArenaSpan, Changes, arenas_of, device_of, spans_of
+from fusedopt.loaded_state import load_state_dict
 from fusedopt.parameter import Parameter, check_takes_rows
 from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.scheduled import count_taken, follow
 from fusedopt.schedules.options import Function, check_lengths, schedules_in
 from fusedopt.sparse_gradient import SparseGradient
-from fusedopt.storage import SMALL, check_storage
+from fusedopt.storage import check_storage
 from fusedopt.tracing import Traced, trace
 
 # Attributes that a copy makes anew: they hold buffers, or count what happened to them.
@@ -165,18 +166,10 @@ class Optimizer:
             extras = {"param_names": entry["param_names"]} if "param_names" in entry else {}
             extras |= {name: getattr(rule, name) for name in rule.common_defaults() if name in entry}  # defaults too
             group = Group(rule, tuple(entry["params"]), self.changes, extras, schedules)
-            members: dict[tuple[str, str, str, bool], list[tuple[Parameter, int]]] = {}
-            for parameter in group["params"]:
-                backend = backend_of(parameter.data)
-                backends[backend.device] = backend
-                small = "int8" in rule.state_dtypes.values() and parameter.size < SMALL
-                key = backend.device, parameter.dtype.name, parameter.grad_dtype.name, small
-                members.setdefault(key, []).append((parameter, count))
-                count += 1
-            arenas = [
-                Arena(backends[key[0]], group, [p for p, _ in some], self.changes, [number for _, number in some])
-                for key, some in members.items()
-            ]
+            memories = [backend_of(parameter.data) for parameter in group["params"]]
+            backends |= {memory.device: memory for memory in memories}
+            arenas = arenas_of(group, memories, self.changes, count)
+            count += len(group["params"])
             if rule.eager_state:
                 for arena in arenas:
                     _state_dict.make_buffers(arena)
@@ -431,7 +424,7 @@ class Optimizer:
             TypeError: A state array has another dtype than ours.
             KeyError: A state array is missing.
         """
-        _state_dict.load_state_dict(state_dict, self._groups, self._arenas, convert)
+        load_state_dict(state_dict, self._groups, self._arenas, convert)
         self._forget_plans()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -62,8 +62,8 @@ class Parameter:
     def data(self) -> Any:
         """The values: after an optimizer took the parameter, a view of its flat buffer. Write with `data[...] = x`.
 
-        Where the optimizer keeps masters, remainders or compensations, call its `reload_masters` after it: steps go on
-        from these.
+        Where the optimizer keeps masters, remainders or compensations, call its `reload_masters` after that: steps go
+        on from these.
         """
         return self._data
 

@@ -32,7 +32,8 @@ def philox(counter: tuple[Any, Any, Any, Any], key: tuple[int, int], rounds: int
     c0, c1, c2, c3 = counter
     k0, k1 = key
     like = next((word for word in counter if not isinstance(word, int)), np.empty(0, np.uint64))
-    free = [spare(f"philox {n}", like, 2 * like.size).view(np.uint64) for n in range(6)]
+    whole = [spare(place, like, 4 * like.size).view(np.uint64) for place in ("first", "second", "third")]
+    free = [half for both in whole for half in np.split(both, 2)]
     for _ in range(rounds):
         upper0, lower0 = _product(c0, MULTIPLIERS[0], free)
         upper2, lower2 = _product(c2, MULTIPLIERS[1], free)
@@ -75,12 +76,13 @@ def words(seed: int, step: int, number: int, first: int, count: int) -> Words:
         number: Of the parameter in its optimizer.
         first: The first element; a multiple of 4, since four neighbours share a counter.
     """
-    quads = np.arange(first // 4, -(-(first + count) // 4), dtype=np.uint64)
-    low, high = quads & np.uint64(MASK), quads >> np.uint64(32)
+    begin, end = first // 4, -(-(first + count) // 4)
+    quads = np.arange(begin, end, dtype=np.uint64)
     # Pieces start at multiples of 2^16 and are no longer: all their quads have the same upper word.
-    upper = int(high[0]) if count and high[0] == high[-1] else high
+    upper = begin >> 32 if begin >> 32 == (end - 1) >> 32 else quads >> np.uint64(32)
+    quads &= np.uint64(MASK)
     drawn: Words = spare("words", quads, 4 * quads.size).reshape(-1, 4)
-    for place, word in enumerate(philox((low, upper, step & MASK, number), (seed & MASK, seed >> 32))):
+    for place, word in enumerate(philox((quads, upper, step & MASK, number), (seed & MASK, seed >> 32))):
         drawn[:, place] = word
     return drawn.reshape(-1)[:count]
 

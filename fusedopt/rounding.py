@@ -41,7 +41,7 @@ def narrow(values: Any, to: Any) -> None:
 
 def _nearest(bits: Any, dropped: int) -> Any:
     """The bits of float32 values that are not NaN, rounded where the last `dropped` ones are cut off afterwards."""
-    rounded = spare("rounded", bits)
+    rounded = spare("first", bits)
     np.right_shift(bits, np.uint32(dropped), out=rounded)
     rounded &= np.uint32(1)  # to even in the middle
     rounded += np.uint32((1 << dropped - 1) - 1)
@@ -55,7 +55,7 @@ def _moved(bits: Any, dropped: int, noise: Any) -> Any:
     Args:
         noise: 16 uniform random bits for each.
     """
-    moved = spare("rounded", bits)
+    moved = spare("first", bits)
     np.right_shift(noise, np.uint32(16 - dropped), out=moved)
     moved += bits
     return moved
@@ -105,7 +105,7 @@ def split_stochastically(values: Any, high: Any, low: Any, noise: Any) -> None:
 
 def _part(values: Any, bits: Any, high: Any, low: Any) -> None:
     """The first 16 bits and the 16 or 8 that follow, of which a negative one is taken from what is one more above."""
-    upper, halves = spare("upper", bits), high.view(np.uint16)
+    upper, halves = spare("second", bits), high.view(np.uint16)
     if low.dtype == np.int8:
         np.right_shift(bits, np.uint32(8), out=upper)
         _store(upper, low)
@@ -131,7 +131,7 @@ def _store(words: Any, to: Any) -> None:
 
 def joined(high: Any, low: Any, to: Any) -> None:
     """What `split` was given, into an array of float32."""
-    bits, below = to.view(np.uint32), spare("rounded", to).view(np.int32)
+    bits, below = to.view(np.uint32), spare("first", to).view(np.int32)
     widen(high, to)
     below[...] = low
     if low.dtype == np.int8:
@@ -142,7 +142,7 @@ def joined(high: Any, low: Any, to: Any) -> None:
 def compensate(values: Any, high: Any, low: Any) -> None:
     """float32 values into half precision, and what that loses into another array of it."""
     narrow(values, high)
-    lost = spare("rounded", values).view(np.float32)
+    lost = spare("first", values).view(np.float32)
     widen(high, lost)
     with np.errstate(all="ignore"):
         np.subtract(values, lost, out=lost)
@@ -151,7 +151,7 @@ def compensate(values: Any, high: Any, low: Any) -> None:
 
 def compensated(high: Any, low: Any, to: Any) -> None:
     """About what `compensate` was given, into an array of float32."""
-    other = spare("rounded", to).view(np.float32)
+    other = spare("first", to).view(np.float32)
     widen(high, to)
     widen(low, other)
     with np.errstate(all="ignore"):

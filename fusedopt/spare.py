@@ -12,12 +12,13 @@ CACHE_LINE = 64  # bytes: an operation on arrays that straddle lines takes twice
 _kept = threading.local()
 
 
-def spare(purpose: str, like: Any, count: int | None = None) -> Any:
-    """uint32 words of any value, other ones for each purpose, which are the caller's until it asks for them again.
+def spare(name: str, like: Any, count: int | None = None) -> Any:
+    """uint32 words of any value, other ones for each name, which are the caller's until anybody asks for them again.
 
     Memory that is new at each call costs as much as two operations on it: the system clears its pages.
 
     Args:
+        name: "first", "second" and "third" are for values in between alone, which no other function sees.
         like: An array of the module, NumPy or CuPy, that they are for.
         count: How many; None: as many as it has elements.
     """
@@ -25,8 +26,8 @@ def spare(purpose: str, like: Any, count: int | None = None) -> Any:
     if not isinstance(like, np.ndarray):
         return type(like)((count,), np.uint32)
     kept: dict[str, np.ndarray[Any, Any]] = _kept.__dict__
-    if purpose not in kept or kept[purpose].size < count:
+    if name not in kept or kept[name].size < count:
         memory = np.empty(4 * count + CACHE_LINE, np.uint8)
         start = -memory.ctypes.data % CACHE_LINE
-        kept[purpose] = memory[start : start + 4 * count].view(np.uint32)
-    return kept[purpose][:count]
+        kept[name] = memory[start : start + 4 * count].view(np.uint32)
+    return kept[name][:count]

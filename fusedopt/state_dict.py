@@ -5,21 +5,17 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from fusedopt.conversion import CONVERT, check_kept, converted, shape_of, storage_keys
-from fusedopt.foreign_states import in_our_keys
+from fusedopt.conversion import CONVERT, storage_keys
 from fusedopt.groups import Group, changed_rule
 from fusedopt.layout import NO_HISTORY, Arena
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
-from fusedopt.scheduled import loaded_steps, rules_in_force
 from fusedopt.schedules.options import Function
 from fusedopt.storage import SCALE
-from fusedopt.stored_arrays import StoredArray
 
 Array = np.ndarray[Any, Any]
 
@@ -93,29 +89,6 @@ def state_dict(groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]) -> di
         for group in groups
     ]
     return {"state": dict(sorted(state.items())), "param_groups": saved}
-
-
-def load_state_dict(
-    saved: Mapping[str, Any], groups: Sequence[Group], arenas: Sequence[Sequence[Arena]], convert: bool = False
-) -> None:
-    """Check all of a state dict, then copy it into the buffers that are there."""
-    scheduled = [group.schedules for group in groups]
-    ours = [group.rule for group in groups]
-    saved = in_our_keys(saved, ours, [group["params"] for group in groups])
-    rules, extras, found = checked_groups(saved, groups, ours, scheduled, convert=convert)
-    entries = {id(p): entry for p, entry in zip((p for group in groups for p in group["params"]), found)}
-    loads = [
-        _Load(arena, rule, [entries[id(p)] for p in arena.parameters], convert)
-        for rule, of_group in zip(rules, arenas)
-        for arena in of_group
-    ]
-    by_group = [[entry for load in loads if load.arena.group is group for entry in load.entries] for group in groups]
-    steps = loaded_steps(extras, rules, scheduled, by_group)
-    rules = rules_in_force(rules, scheduled, steps)
-    for group, rule, extra, count in zip(groups, rules, extras, steps):
-        group.adopt(rule, extra, count)
-    for load in loads:
-        load.fill()
 
 
 def _numbers(groups: Sequence[Group]) -> dict[int, int]:
@@ -259,95 +232,8 @@ def _number(what: str, value: Any, whole: bool) -> float:
     return number
 
 
-def _array(what: str, key: str, value: Any, parameter: Parameter, rule: Rule, stored: Mapping[str, StoredArray]) -> Any:
-    """A saved array, where it is what is stored under the key."""
-    _check_shape(what, key, value, parameter, rule)
-    check_array(what, value)
-    check_kept(what, key, value.dtype.name, stored)
-    return value
-
-
-def _check_shape(what: str, key: str, value: Any, parameter: Parameter, rule: Rule) -> None:
-    """Raise ValueError where what is saved under a key has a shape that it cannot have."""
-    right = shape_of(rule, key, parameter.shape, parameter.size)
-    if hasattr(value, "dtype") and tuple(value.shape) != right:
-        whole = "the parameter" if right == parameter.shape else f"{parameter.size} elements need"
-        raise ValueError(f"{what} has shape {tuple(value.shape)} and {whole} {right}.")
-
-
 def check_array(what: str, value: Any) -> None:
     """Raise TypeError where a value is no array of NumPy or CuPy."""
     if not hasattr(value, "shape") or not isinstance(getattr(value, "dtype", None), np.dtype):
         kind = type(value).__name__
         raise TypeError(f"{what} must be a NumPy array, got {kind}; convert it, as with tensor.numpy().")
-
-
-def _on_host(value: Any) -> Any:
-    return value.get() if hasattr(value, "get") else value
-
-
-class _Load:
-    """What a state dict has for an arena: checked when it is made, and nothing changed; then filled in.
-
-    Attributes:
-        entries: Of each parameter, its numbers and arrays by key; None where it has no state.
-    """
-
-    def __init__(self, arena: Arena, rule: Rule, found: Sequence[Any], convert: bool) -> None:
-        self.arena, self._rule = arena, rule
-        self._moved: dict[int, Array] = {}  # values that parameters have after a conversion, by index
-        self.entries: list[dict[str, Any] | None] = []
-        for index, (parameter, entry) in enumerate(zip(arena.parameters, found)):
-            if convert:
-                entry = self._converted(index, parameter, entry)
-            array = partial(_array, parameter=parameter, rule=rule, stored=arena.stored)
-            self.entries.append(checked_entry(entry, rule, parameter.described, array))
-
-    def _converted(self, index: int, parameter: Parameter, entry: Any) -> Any:
-        """A parameter's saved state as the arena keeps it."""
-        rule = self._rule
-        keys = {*storage_keys(rule), *(state.name for state in rule.all_states())}
-        if not isinstance(entry, Mapping) or not entry:
-            return entry
-        what, entry = f"the state of {parameter.described}", {k: v for k, v in entry.items() if v is not None}
-        for key in keys & entry.keys():
-            _check_shape(f"{what}: {key}", key, entry[key], parameter, rule)
-            check_array(f"{what}: {key}", entry[key])
-            entry[key] = _on_host(entry[key])
-        found, moved = converted(what, entry, rule, self.arena.memory.host(parameter.data))
-        if moved is not None:
-            self._moved[index] = moved
-        return found
-
-    def fill(self) -> None:
-        """Write counters and states; buffers stay where they are, since tables and captured graphs point at them."""
-        arena, rule = self.arena, self._rule
-        counters = np.tile(arena.initial, (len(self.entries), 1))
-        histories: list[object] = []
-        for index, entry in enumerate(self.entries):
-            if entry is not None:
-                counters[index, 0] = 1.0 if rule.counter_key is None else entry[rule.counter_key]
-                for column, name in enumerate(rule.scalar_state, 1):
-                    counters[index, column] = entry[name]
-            histories.append(None if entry is None else counters[index].tobytes())
-        with arena.memory.here():
-            arena.counters[...] = arena.memory.asarray(counters)
-            for index, values in self._moved.items():
-                arena.view(arena.data, index)[...] = arena.memory.asarray(values)
-        arena.join_cohorts(histories)
-        self._fill_arrays()
-
-    def _fill_arrays(self) -> None:
-        arena = self.arena
-        loaded = {key for entry in self.entries if entry for key in entry} & arena.stored.keys()
-        for key in sorted(loaded | set(arena.states)):
-            host = np.full(arena.length(key), arena.stored[key].initial, arena.stored[key].dtype)
-            for index, entry in enumerate(self.entries):
-                if entry is not None and key in entry:
-                    arena.part(key, index, host)[...] = _on_host(entry[key])
-            with arena.memory.here():
-                arena.state(key)[...] = arena.memory.asarray(host)
-        begun = arena.storage.parameter.beside_key
-        lacking = [index for index, entry in enumerate(self.entries) if entry is not None and begun not in entry]
-        with arena.memory.here():
-            arena.begin_masters(lacking)

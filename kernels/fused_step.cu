@@ -71,20 +71,18 @@ __device__ inline void prepare(const Launch& launch, Shared& shared) {
     shared.draw = draw_of(shared.hyperparameters[SEED], shared.next[0], shared.span.number);
 }
 
-// The tiles of a lane whose loads are under way before the arithmetic of the first. 1,024 threads with 64 bytes each are
-// the 64 KB a multiprocessor that an H200 needs, and what Adam's four float32 streams have in one tile. Of what is kept
-// narrower, as split masters with states of 2 bytes (40) or 1 byte (32), it takes two; a third one of split24 with 1 byte
-// (28) would spill. Plain streams were measured with one.
-template <class Variant> constexpr unsigned TILES_OF_64_BYTES = 64 / Stored<Variant>::bytes;
-template <class Variant>
-constexpr unsigned TILES_AT_ONCE = Stored<Variant>::plain ? 1
-                                   : TILES_OF_64_BYTES<Variant> > 2 ? TILES_OF_64_BYTES<Variant>
-                                                                    : 2;
+// The tiles of a lane whose loads are under way together. 1,024 threads with 64 bytes each are the 64 KB a multiprocessor
+// that an H200 needs, and what Adam's four float32 streams have in one tile. Of what is kept narrower, as split masters
+// with states of 2 bytes (40) or 1 byte (32), it takes two. A second one of more than 40, or a third of split24 with
+// states of 1 byte (28), would spill. Plain streams were measured with one.
+template <class Variant> __device__ constexpr unsigned tiles_at_once(unsigned in_64 = 64 / Stored<Variant>::bytes) {
+  return Stored<Variant>::plain || Stored<Variant>::bytes > 40 ? 1 : in_64 > 2 ? in_64 : 2;
+}
 
 // Lane t of a warp owns elements 4t to 4t+3 of each tile of 128, counted from the span's start, whatever the alignment.
 template <class Variant>
 __device__ inline void sweep(const Launch& launch, const Chunk& chunk, Shared& shared, bool entered) {
-  constexpr unsigned WIDTH = Elements<Variant>::WIDTH, TILES = TILES_AT_ONCE<Variant>;
+  constexpr unsigned WIDTH = Elements<Variant>::WIDTH, TILES = tiles_at_once<Variant>();
   // Of 8-bit states a warp finds the scale of its tile together: those at whose elements the chunk has ended go with it.
   constexpr unsigned TOGETHER = Stored<Variant>::blocks ? ~127u : ~0u;
   const bool aligned = Stored<Variant>::aligned(shared.span, chunk.first);
@@ -97,23 +95,22 @@ __device__ inline void sweep(const Launch& launch, const Chunk& chunk, Shared& s
     __syncthreads();
   }
   const auto& constants = *reinterpret_cast<const typename Variant::Constants*>(shared.constants);
-  const auto lanes_from = [&](unsigned i) {
-    if ((TILES > 1 || TOGETHER != ~0u) && i >= chunk.count) return 0u;
-    return chunk.count - i < WIDTH ? chunk.count - i : WIDTH;
-  };
-  const unsigned behind = (TILES - 1) * 4 * blockDim.x;  // the tile that is loaded, and the one that is computed
   Stored<Variant> tiles[TILES] = {};
+  unsigned loaded = 0;  // of them
 #pragma unroll 1
-  for (; (i & TOGETHER) < chunk.count + behind; i += (i + WIDTH) % 4 ? WIDTH : 4 * blockDim.x - (4 - WIDTH)) {
-#pragma unroll
-    for (unsigned tile = 1; tile < TILES; tile++) tiles[tile - 1] = tiles[tile];
-    const unsigned ahead = lanes_from(i);
-    tiles[TILES - 1].load(shared.span, chunk.first + i, aligned && ahead == WIDTH, ahead);
-    if (TILES > 1 && i < behind) continue;
-    const unsigned place = i - behind, lanes = lanes_from(place);
+  for (; (i & TOGETHER) < chunk.count; i += (i + WIDTH) % 4 ? WIDTH : 4 * blockDim.x - (4 - WIDTH)) {
+    const unsigned left = i < chunk.count ? chunk.count - i : 0, lanes = left < WIDTH ? left : WIDTH;
     const bool wide = aligned && lanes == WIDTH;
-    const unsigned long long first = chunk.first + place;
+    const unsigned long long first = chunk.first + i;
     Stored<Variant>& stored = tiles[0];
+    if (loaded == 0) {
+      const bool all = TILES > 1 && aligned && (i & ~127u) + 4 * blockDim.x * (TILES - 1) + 128 <= chunk.count;
+      loaded = all ? TILES : 1;
+      if (!all) stored.load(shared.span, first, wide, lanes);
+#pragma unroll
+      for (unsigned tile = 0; all && tile < TILES; tile++)
+        tiles[tile].load(shared.span, first + 4 * blockDim.x * tile);
+    }
     Elements<Variant> elements;
     stored.decode(elements.value);
     elements.load_means(shared.sums.reduced, first, lanes);
@@ -122,6 +119,9 @@ __device__ inline void sweep(const Launch& launch, const Chunk& chunk, Shared& s
     forget_shared_memory();
     stored.store(shared.span, first, wide, lanes);
     if (launch.write_back) stored.others.write_back(shared.span, first, elements.value, wide, lanes);
+#pragma unroll
+    for (unsigned tile = 1; tile < TILES; tile++) tiles[tile - 1] = tiles[tile];
+    loaded--;
   }
 }
 

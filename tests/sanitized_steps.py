@@ -6,6 +6,7 @@ With FILE, OLD and NEW the kernel's text is changed before it is compiled, which
 import sys
 
 from emulated import EmulatedArray, new_device
+from kept_checks import check_kept
 from mutation import edit
 from step_checks import (
     DTYPES,
@@ -23,6 +24,7 @@ def run_under_address(array: type[EmulatedArray]) -> None:
     check_skipping(array)
     check_counting(array)
     check_stages(array)
+    check_kept(array)
     for dtype in DTYPES:
         check_misaligned(array, dtype)
     for geometry in ((1, 64, 0), (3, 256, 1), (50, 32, 7)):

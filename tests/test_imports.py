@@ -18,12 +18,12 @@ LAYERS = (
     ("version", "misspelling", "rules", "schedules"),
     (
         *("statements", "symbols", "tracing", "traffic", "layout", "parameter", "sparse_gradient", "plain"),
-        *("philox", "rounding", "eight_bits", "storage", "stored_arrays", "storage_choices", "spare"),
+        *("philox", "spare", "rounding", "eight_bits", "storage", "stored_arrays", "storage_choices"),
     ),
-    ("cuda_text", "compiler", "backends", "conversion", "kept_bytes"),
+    ("cuda_text", "compiler", "backends", "conversion"),
     (
         *("groups", "scheduled", "state_dict", "optimizer", "checkpoint", "single_step", "rule_functions", "clipping"),
-        *("foreign_states", "procedures", "kept_bytes"),
+        *("foreign_states", "loaded_state", "procedures", "kept_bytes"),
     ),
     ("optimizers", "functional", "__init__"),
     ("torch", "mindspore", "megengine", "testing", "stubs", "docs", "cli", "__main__"),

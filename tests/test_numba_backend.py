@@ -137,7 +137,7 @@ IN_VECTORS = {
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86's instructions")
 @pytest.mark.parametrize("stored", IN_VECTORS)
 def test_the_loop_is_made_of_vector_instructions(stored):
-    """Also with many arrays, most of them written, which for all LLVM knew could overlap."""
+    """Also with many arrays, most of them written, which for all LLVM knows could overlap."""
     traced, storage = trace(rules.Adam(amsgrad=True)), IN_VECTORS[stored]
     loop, _ = numba_backend.compiled(traced, (False, False), storage, False)
     (text,) = loop.inspect_asm().values()

@@ -333,7 +333,8 @@ def calls(rule, dtype="float32"):
         operands = [traced.body.statements[operand] for operand in statement.operands] or [statement]
         values = [uniform.get(operand.value, operand.value) for operand in operands]
         conditions.append(bool(statement.operation(*values) if statement.operands else values[0]))
-    planned = schedule(traced, tuple(conditions), converted=(dtype in ("float16", "bfloat16"),) * 3)
+    converted = (dtype in ("float16", "bfloat16"),) * (2 + len(traced.states))
+    planned = schedule(traced, tuple(conditions), converted)
     return [instruction.function.__name__.strip("_") for instruction in planned.instructions], len(planned.scratch)
 
 
@@ -359,7 +360,8 @@ def test_no_result_is_copied_to_its_place(case, options):
 def test_halves_are_loaded_and_stored_once_each(case, options):
     rule = case.rule(**options)
     functions, _ = calls(rule, "float16")
-    assert functions.count("convert") == 2 + 1 + 2 * len(rule.kept_states)
+    assert functions.count("read") == 2 + len(rule.kept_states)
+    assert functions.count("write") == 1 + len(rule.kept_states)
 
 
 # --- memory

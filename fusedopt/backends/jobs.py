@@ -9,11 +9,12 @@ import numpy as np
 
 from fusedopt.backends.kept import Noise, Piece
 from fusedopt.backends.schedule import uniform_conditions
+from fusedopt.backends.scratch import array_at
 from fusedopt.layout import HasRule, Span, row_length
 from fusedopt.rounding import narrow
 from fusedopt.rules import Values
 from fusedopt.statements import CONSTANT, INPUT, WHERE
-from fusedopt.storage import BLOCK, Storage, blocks_of
+from fusedopt.storage import BLOCK, Storage
 from fusedopt.tracing import Traced, trace
 
 Array = np.ndarray[Any, Any]
@@ -96,8 +97,20 @@ class Job:
         self.row = max(1, row_length(span.shape))
         self.rows: list[Array] = [np.zeros(self.size // self.row, kind.real) for _ in kind.traced.rows]
         self.sums: dict[str, Any] = {}
-        # Places in `memory` of what lies beside some streams.
-        self._beside = {place: number for number, place in enumerate(kind.storage.beside, len(kind.storage.streams))}
+        streams, storage = len(kind.storage.streams), kind.storage
+        beside = dict(zip(storage.beside, self.memory[streams:]))
+        self._values = [beside[0], *self.memory[1:streams]] if kind.masters else self.memory[:streams]
+        # Streams that are not read and written as they are: place, how it is kept, and what lies beside it, of which
+        # one element is for so many.
+        self._kept = [
+            (place, kept, beside.get(place, self.memory[place]), BLOCK if kept.codes else 1)
+            for place, kept in enumerate(storage.streams)
+            if (kept.beside or kept.stochastic) and not (kind.masters and place == 0)
+        ]
+
+    def move(self, address: int) -> None:
+        """Read the gradient from elsewhere."""
+        self.memory[1] = self._values[1] = array_at(address, self.size, self.memory[1].dtype)
 
     def slots(self, traced: Traced, first: int, last: int) -> list[Any]:
         """These elements of its streams, and, where a launch reads that, for each what was found out about its row."""
@@ -112,20 +125,14 @@ class Job:
 
     def publish(self, first: int, last: int) -> None:
         """Round these elements of the master into the parameter."""
-        narrow(self.memory[self._beside[0]][first:last], self.memory[0][first:last])
+        narrow(self._values[0][first:last], self.memory[0][first:last])
 
     def _streams(self, first: int, last: int) -> list[Any]:
-        storage = self.kind.storage
-        streams: list[Any] = [array[first:last] for array in self.memory[: len(storage.streams)]]
-        noise = self._noise(first, last) if storage.draws else None
-        for place, kept in enumerate(storage.streams):
-            if kept.finer == "float32":
-                streams[place] = self.memory[self._beside[place]][first:last]
-            elif kept.beside or kept.stochastic:
-                beside = self.memory[self._beside[place]] if kept.beside else streams[place]
-                some = slice(first // BLOCK, blocks_of(last)) if kept.codes else slice(first, last)
-                some = some if kept.beside else slice(None)
-                streams[place] = Piece(kept, streams[place], beside[some], first, noise, max(0, place - 1))
+        streams: list[Any] = [array[first:last] for array in self._values]
+        noise = self._noise(first, last) if self.kind.storage.draws else None
+        for place, kept, beside, unit in self._kept:
+            some = beside[first // unit : -(-last // unit)]
+            streams[place] = Piece(kept, streams[place], some, first, noise, max(0, place - 1))
         return streams
 
     @property

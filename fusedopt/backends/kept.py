@@ -69,8 +69,8 @@ class Piece:
     def write(self, values: Array) -> None:
         """Values of the arithmetic's type into the array, rounded as it is kept."""
         kept, array, beside = self._kept, self._array, self._beside
-        if np.ndim(values) == 0:  # a result that is the same for all elements, as a state that is set to a number
-            values = np.full(len(array), values)
+        if np.ndim(values) == 0:  # one for all elements
+            values = np.full(array.shape, values)
         if kept.codes:
             encode_blocks(values, array, beside, CODES[kept.codes], self._drawn())
         elif kept.finer == "kahan":

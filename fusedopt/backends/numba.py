@@ -19,7 +19,6 @@ from fusedopt.backends.cpu import CpuPlan
 from fusedopt.backends.jobs import Array, Begun
 from fusedopt.backends.numba_loop import COUNTS, LoopText
 from fusedopt.backends.schedule import straightened
-from fusedopt.backends.scratch import array_at
 from fusedopt.backends.threads import on_all_threads
 from fusedopt.layout import Span
 from fusedopt.storage import Storage
@@ -94,7 +93,7 @@ class NumbaPlan(CpuPlan):
         self._table[:, len(COUNTS) + 1] = np.array(addresses, np.int64)[self._owners] + self._starts[:, 1]
         if self.staged:
             for job, address in zip(self.jobs, addresses):
-                job.memory[1] = array_at(address, job.size, job.memory[1].dtype)
+                job.move(address)
 
     def _execute(self, begun: list[Begun], write_back: bool) -> None:
         if self._draws:

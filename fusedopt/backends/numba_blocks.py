@@ -30,67 +30,55 @@ def buffer(typing_context: Any) -> Any:
     return INDEX(), generate
 
 
-@functools.cache
-def drawing(words: int) -> Any:
-    """`draw(drawn, place, quad, step, number, seed)`: the words of a quad of elements, to a place of a buffer.
+@intrinsic
+def draw(typing_context: Any, drawn: Any, place: Any, quad: Any, step: Any, number: Any, seed: Any) -> Any:
+    """`draw(drawn, place, quad, step, number, seed)`: the words of a quad of elements, to a place of a buffer."""
 
-    Args:
-        words: The buffer's number, as those of arrays in all that follows.
-    """
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        memory = Memory(builder, arguments[0], WORD)
+        found = formats.drawn(*(Value(builder, argument) for argument in arguments[2:]))
+        for lane, word in enumerate(found):
+            memory.store(word, builder.add(arguments[1], ir.Constant(LONG, lane)))
+        return context.get_dummy_value()
 
-    @intrinsic
-    def draw(typing_context: Any, drawn: Any, place: Any, quad: Any, step: Any, number: Any, seed: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            memory = Memory(builder, words, arguments[0], WORD)
-            found = formats.drawn(*(Value(builder, argument) for argument in arguments[2:]))
-            for lane, word in enumerate(found):
-                memory.store(word, builder.add(arguments[1], ir.Constant(LONG, lane)))
-            return context.get_dummy_value()
-
-        return types.none(*[INDEX] * 6), generate
-
-    return draw
+    return types.none(*[INDEX] * 6), generate
 
 
 @functools.cache
-def loading(array: int, dtype: str) -> Any:
+def loading(dtype: str) -> Any:
     """`load(address, index)` of an array of float32, or of the bits of its magnitudes for "uint32"."""
 
     @intrinsic
     def load(typing_context: Any, address: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             if dtype == "float32":
-                return Memory(builder, array, arguments[0], FLOAT).load(arguments[1]).value
-            return (Memory(builder, array, arguments[0], WORD).load(arguments[1]) & formats.MAGNITUDE).value
+                return Memory(builder, arguments[0], FLOAT).load(arguments[1]).value
+            return (Memory(builder, arguments[0], WORD).load(arguments[1]) & formats.MAGNITUDE).value
 
         return getattr(types, dtype)(INDEX, INDEX), generate
 
     return load
 
 
-@functools.cache
-def storing(array: int) -> Any:
-    """`store(address, index, value)` of an array of float32."""
+@intrinsic
+def store(typing_context: Any, address: Any, index: Any, value: Any) -> Any:
+    """`store(address, index, value)` to an array of float32."""
 
-    @intrinsic
-    def store(typing_context: Any, address: Any, index: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            Memory(builder, array, arguments[0], FLOAT).store(Value(builder, arguments[2]), arguments[1])
-            return context.get_dummy_value()
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        Memory(builder, arguments[0], FLOAT).store(Value(builder, arguments[2]), arguments[1])
+        return context.get_dummy_value()
 
-        return types.none(INDEX, INDEX, types.float32), generate
-
-    return store
+    return types.none(INDEX, INDEX, types.float32), generate
 
 
 @functools.cache
-def decoding(codes: str, array: int) -> Any:
+def decoding(codes: str) -> Any:
     """`decode(address, scale, index)`: the value of a code."""
 
     @intrinsic
     def decode(typing_context: Any, address: Any, scale: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            code = Memory(builder, array, arguments[0], BYTE).load(arguments[2])
+            code = Memory(builder, arguments[0], BYTE).load(arguments[2])
             return formats.decoded(code, Value(builder, arguments[1]), CODES[codes]).value
 
         return types.float32(INDEX, types.float32, INDEX), generate
@@ -109,11 +97,10 @@ def scale_of(typing_context: Any, largest: Any) -> Any:
 
 
 @functools.cache
-def encoding(codes: str, array: int, values: int, words: int, stream: int) -> Any:
+def encoding(codes: str, stream: int) -> Any:
     """`encode(address, index, kept, drawn, place, inverse)`: the code of a value at a place of a buffer.
 
     Args:
-        array, values, words: Numbers of the codes, and of the buffers of values and of random words.
         stream: Whose noise it is.
     """
 
@@ -121,10 +108,10 @@ def encoding(codes: str, array: int, values: int, words: int, stream: int) -> An
     def encode(typing_context: Any, address: Any, index: Any, kept: Any, drawn: Any, place: Any, inverse: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             at, index, kept_at, drawn_at, place, inverse = arguments
-            value = Memory(builder, values, kept_at, FLOAT).load(place)
-            noise = formats.noise(Memory(builder, words, drawn_at, WORD).load(place), stream)
+            value = Memory(builder, kept_at, FLOAT).load(place)
+            noise = formats.noise(Memory(builder, drawn_at, WORD).load(place), stream)
             code = formats.encoded(value, Value(builder, inverse), CODES[codes], noise)
-            Memory(builder, array, at, BYTE).store(code, index)
+            Memory(builder, at, BYTE).store(code, index)
             return context.get_dummy_value()
 
         return types.none(*[INDEX] * 5, types.float32), generate

@@ -41,8 +41,8 @@ QUADS = BLOCK // 4
 class LoopText:
     """A rule and a storage as the text of a loop.
 
-    The arrays of a loop are the table's addresses, which come after `COUNTS`: of the streams, of what lies beside some,
-    and of what stages found out about rows. A buffer for each state with codes and one for random words follow.
+    Its arrays are the table's addresses, which come after `COUNTS`: of the streams, of what lies beside some, and of
+    what stages found out about rows.
     """
 
     straight: Straight
@@ -52,11 +52,6 @@ class LoopText:
     def addresses(self) -> int:
         """How many addresses a row of the table has."""
         return self.straight.slots + len(self.storage.beside)
-
-    @property
-    def words(self) -> int:
-        """The number of the buffer of random words."""
-        return self.addresses + len(self.storage.streams)
 
     def array(self, slot: int) -> int:
         """The number of a slot's array: rows come after what lies beside streams."""
@@ -126,7 +121,7 @@ class LoopText:
             yield "    draw(words, 4 * quad, (start + block) // 4 + quad, step, number, seed)"
         for slot in self._loaded.values():
             if self.kept(slot).codes:
-                yield f"s{slot} = scale{slot}(m{self.beside(slot)}, block // {BLOCK})"
+                yield f"s{slot} = load(m{self.beside(slot)}, block // {BLOCK})"
 
     def _elements(self) -> Iterator[str]:
         """What is done to one element."""
@@ -142,7 +137,7 @@ class LoopText:
             yield f"v{step.value} = {expression}"
         for value, slot in self.straight.homes.items():
             if self.kept(slot).codes:
-                yield f"keep{slot}(b{slot}, j, v{value})"
+                yield f"store(b{slot}, j, v{value})"
             else:
                 place = "j" if self.kept(slot).stochastic else "i"
                 yield f"write{slot}(m{slot}, m{self.beside(slot)}, i, v{value}, words, {place})"
@@ -153,9 +148,9 @@ class LoopText:
         for slot in self._coded:
             yield "top = uint32(0)"
             yield "for j in range(some):"
-            yield f"    top = max(top, magnitude{slot}(b{slot}, j))"
+            yield f"    top = max(top, magnitude(b{slot}, j))"
             yield "scale = scale_of(top)"
-            yield f"put{slot}(m{self.beside(slot)}, block // {BLOCK}, scale)"
+            yield f"store(m{self.beside(slot)}, block // {BLOCK}, scale)"
             yield "inverse = real(1) / scale if scale > 0 else real(0)"
             yield "for j in range(some):"
             yield f"    encode{slot}(m{slot}, block + j, b{slot}, words, j, inverse)"
@@ -165,23 +160,14 @@ class LoopText:
         real = self.storage.real
         names: dict[str, Any] = {"sqrt": np.sqrt, "floor": np.floor, "frexp": math.frexp, "ldexp": math.ldexp}
         names |= {"real": getattr(numba, real), "int32": numba.int32, "uint32": numba.uint32}
-        names |= {"buffer": blocks.buffer, "scale_of": blocks.scale_of, "draw": blocks.drawing(self.words)}
+        names |= {"load": blocks.loading("float32"), "magnitude": blocks.loading("uint32"), "store": blocks.store}
+        names |= {"buffer": blocks.buffer, "scale_of": blocks.scale_of, "draw": blocks.draw}
         for slot in range(self.straight.slots):
-            kept, array, beside = self.kept(slot), self.array(slot), self.beside(slot)
+            kept = self.kept(slot)
             if kept.codes:
-                names |= self._names_of_codes(slot, kept.codes, array, beside)
+                names[f"read{slot}"] = blocks.decoding(kept.codes)
+                names[f"encode{slot}"] = blocks.encoding(kept.codes, slot - 1)
             else:
-                names[f"read{slot}"] = reader(kept, real, array, beside)
-                names[f"write{slot}"] = writer(kept, real, array, beside, self.words, max(0, slot - 1))
+                names[f"read{slot}"] = reader(kept, real)
+                names[f"write{slot}"] = writer(kept, real, max(0, slot - 1))
         return names
-
-    def _names_of_codes(self, slot: int, codes: str, array: int, beside: int) -> dict[str, Any]:
-        values = self.addresses + slot  # the number of its buffer
-        return {
-            f"read{slot}": blocks.decoding(codes, array),
-            f"scale{slot}": blocks.loading(beside, "float32"),
-            f"keep{slot}": blocks.storing(values),
-            f"magnitude{slot}": blocks.loading(values, "uint32"),
-            f"put{slot}": blocks.storing(beside),
-            f"encode{slot}": blocks.encoding(codes, array, values, self.words, slot - 1),
-        }

@@ -1,7 +1,6 @@
 """Elements at an address, read and written by numba's loops: widened to the arithmetic's type, rounded at the store.
 
-Each function is made for one stream of a storage. LLVM is told that no two arrays overlap: it would else compare all
-pairs of them before each loop, and gives up beyond a few.
+Each function is made for one way to keep a stream.
 """
 
 from __future__ import annotations
@@ -17,55 +16,39 @@ from fusedopt.backends.llvm_values import FLOAT, WORD, Value
 from fusedopt.backends.numba_formats import TYPES
 from fusedopt.storage import Kept
 
-ARRAYS = 24  # more than a loop has: names by which LLVM tells them apart
-
 
 class Memory:
-    """The array of one number in one loop, at an address."""
+    """An array at an address."""
 
-    def __init__(self, builder: Any, array: int, address: Any, kind: Any) -> None:
-        self._builder, self._array, self._kind = builder, array, kind
+    def __init__(self, builder: Any, address: Any, kind: Any) -> None:
+        self._builder = builder
         self._start = builder.inttoptr(address, kind.as_pointer())
 
     def load(self, index: Any) -> Value:
-        return Value(self._builder, self._apart(self._builder.load(self._place(index), align=1)))
+        return Value(self._builder, self._builder.load(self._place(index), align=1))
 
     def store(self, value: Value, index: Any) -> None:
-        self._apart(self._builder.store(value.value, self._place(index), align=1))
+        self._builder.store(value.value, self._place(index), align=1)
 
     def _place(self, index: Any) -> Any:
         return self._builder.gep(self._start, [index])
 
-    def _apart(self, instruction: Any) -> Any:
-        """Tell LLVM that other arrays are elsewhere."""
-        module = self._builder.module
-        domain = module.add_metadata(["fusedopt"])
-        scopes = [module.add_metadata([f"fusedopt {number}", domain]) for number in range(ARRAYS)]
-        instruction.set_metadata("alias.scope", module.add_metadata([scopes[self._array]]))
-        others = [scope for number, scope in enumerate(scopes) if number != self._array]
-        instruction.set_metadata("noalias", module.add_metadata(others))
-        return instruction
-
 
 @functools.cache
-def reader(kept: Kept, real: str, array: int, second: int) -> Any:
-    """`read(address, beside, index)` of a stream without codes: the element as a `real`.
-
-    Args:
-        array, second: Numbers, in the loop, of the stream's array and of the one beside it.
-    """
+def reader(kept: Kept, real: str) -> Any:
+    """`read(address, beside, index)` of a stream without codes: the element as a `real`."""
 
     @intrinsic
     def read(typing_context: Any, address: Any, beside: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             at, other_at, place = arguments
             if not kept.finer:
-                stored = Memory(builder, array, at, TYPES[kept.dtype]).load(place)
+                stored = Memory(builder, at, TYPES[kept.dtype]).load(place)
                 return formats.widened(stored, kept.dtype, TYPES[real]).value
-            other = Memory(builder, second, other_at, TYPES[kept.beside]).load(place)
+            other = Memory(builder, other_at, TYPES[kept.beside]).load(place)
             if kept.finer == "float32":
                 return other.value
-            stored = Memory(builder, array, at, TYPES[kept.dtype]).load(place)
+            stored = Memory(builder, at, TYPES[kept.dtype]).load(place)
             if kept.finer == "kahan":
                 lost = formats.widened(other, kept.dtype, FLOAT)
                 return (formats.widened(stored, kept.dtype, FLOAT) + lost).value
@@ -77,12 +60,12 @@ def reader(kept: Kept, real: str, array: int, second: int) -> Any:
 
 
 @functools.cache
-def writer(kept: Kept, real: str, array: int, second: int, words: int, stream: int) -> Any:
+def writer(kept: Kept, real: str, stream: int) -> Any:
     """`write(address, beside, index, value, drawn, place)` of a `real` to a stream without codes.
 
+    Random words are at the address `drawn`, and the element's at `place` of them.
+
     Args:
-        array, second: As of `reader`.
-        words: The number of the random words, which are at the address `drawn`; the element's are at `place`.
         stream: Whose noise it is.
     """
 
@@ -93,12 +76,12 @@ def writer(kept: Kept, real: str, array: int, second: int, words: int, stream: i
             value = Value(builder, number)
             noise = None
             if kept.stochastic:
-                noise = formats.noise(Memory(builder, words, drawn_at, WORD).load(place), stream)
-            memory = Memory(builder, array, at, TYPES[kept.dtype])
+                noise = formats.noise(Memory(builder, drawn_at, WORD).load(place), stream)
+            memory = Memory(builder, at, TYPES[kept.dtype])
             if kept.finer in ("split", "split24"):
                 high, below = formats.split(value, TYPES[kept.beside], noise)
                 memory.store(high, index)
-                Memory(builder, second, other_at, TYPES[kept.beside]).store(below, index)
+                Memory(builder, other_at, TYPES[kept.beside]).store(below, index)
                 return context.get_dummy_value()
             rounded = (
                 formats.narrowed(value, kept.dtype)
@@ -107,10 +90,10 @@ def writer(kept: Kept, real: str, array: int, second: int, words: int, stream: i
             )
             memory.store(rounded, index)
             if kept.finer == "float32":
-                Memory(builder, second, other_at, FLOAT).store(value, index)
+                Memory(builder, other_at, FLOAT).store(value, index)
             elif kept.finer == "kahan":
                 lost = value - formats.widened(rounded, kept.dtype, FLOAT)
-                Memory(builder, second, other_at, TYPES[kept.dtype]).store(formats.narrowed(lost, kept.dtype), index)
+                Memory(builder, other_at, TYPES[kept.dtype]).store(formats.narrowed(lost, kept.dtype), index)
             return context.get_dummy_value()
 
         return types.none(

@@ -14,7 +14,7 @@ import numpy as np
 from fusedopt.backends.cpu import CpuPlan
 from fusedopt.backends.jobs import Begun
 from fusedopt.backends.schedule import schedule
-from fusedopt.backends.scratch import array_at, scratch_slots
+from fusedopt.backends.scratch import scratch_slots
 from fusedopt.backends.threads import on_all_threads
 from fusedopt.layout import Span
 
@@ -35,7 +35,7 @@ class NumpyPlan(CpuPlan):
 
     def move(self, addresses: Sequence[int]) -> None:
         for job, address in zip(self.jobs, addresses):
-            job.memory[1] = array_at(address, job.size, job.memory[1].dtype)
+            job.move(address)
 
     def _execute(self, begun: list[Begun], write_back: bool) -> None:
         pieces = iter(self.pieces)

@@ -14,6 +14,7 @@ from fusedopt.rules.rule import Rule
 from fusedopt.rules.stages import ROW
 from fusedopt.storage import SCALE, Kept, array_dtypes
 from fusedopt.torch import places
+from fusedopt.torch.checks import check_beside, check_place, check_tensor
 from fusedopt.torch.groups import ReadGroup
 from fusedopt.torch.slots import Copy, Counter, Slot, Span
 from fusedopt.torch.storages import (
@@ -37,7 +38,6 @@ from fusedopt.torch.tensors import (
     memory_order,
     number_of,
     placements,
-    storable,
 )
 
 Entry = Mapping[str, Any]
@@ -103,9 +103,9 @@ class Candidate:
         self.local, self.gradient = local(parameter), local(alike)
         self.copies = [] if alike is gradient else [Copy(alike, gradient, gradient=True)]
         self.device = self.local.device
-        self._check_tensor(self.local, "it")
+        check_tensor(self.what, self.local, "it")
         self._check_whole()
-        self._check_part(self.gradient, "its gradient")
+        check_beside(self.what, self.gradient, "its gradient", self.local)
         entry = {} if entry is None else entry
         self.storage = storage_beside(group.rule, parameter, self.gradient.dtype, entry)
         self._dtypes = dtypes_by_key(group.rule, self.storage)
@@ -142,51 +142,6 @@ class Candidate:
                 f"without them, and torch.nn.utils.clip_grad_norm_ for clip_norm."
             )
 
-    def _check_tensor(self, tensor: torch.Tensor, which: str) -> None:
-        """What holds for each tensor by itself."""
-        if not is_plain(type(tensor)):
-            kind = type(tensor)
-            raise RuntimeError(
-                f"{self.what}: {which} is a {kind.__module__}.{kind.__qualname__}; fusedopt.torch updates plain "
-                f"tensors, and DTensors of them."
-            )
-        if tensor.layout != torch.strided:
-            raise RuntimeError(
-                f"{self.what}: this optimizer does not support sparse gradients; give it to SparseAdam or LazyAdam, or "
-                f"use a dense gradient, as Embedding(sparse=False) makes, or gradient.to_dense()."
-            )
-        if tensor.is_complex():
-            raise RuntimeError(f"{self.what}: {which} is complex, which is not supported; use torch.view_as_real.")
-        if tensor.dtype not in DTYPES:
-            names = ", ".join(DTYPES.values())
-            raise RuntimeError(f"{self.what}: {which} has {tensor.dtype}, not one of {names}; convert it.")
-        if tensor.device.type == "meta":
-            raise RuntimeError(f"{self.what}: {which} is on the meta device and has no values; materialize it first.")
-
-    def _check_part(self, tensor: torch.Tensor, which: str) -> None:
-        """What holds for a gradient beside its parameter."""
-        self._check_tensor(tensor, which)
-        self._check_place(tensor, which, tuple(self.local.shape))
-        if not storable(tensor.dtype, self.local.dtype):
-            wide = self.local.dtype == torch.float64
-            taken = "float32 or float64" if wide else "float32, float16 or bfloat16"
-            raise RuntimeError(
-                f"{self.what} has {self.local.dtype} and {which} {tensor.dtype}, where it may have {taken}; convert "
-                f"one of them."
-            )
-
-    def _check_place(self, tensor: torch.Tensor, which: str, shape: tuple[int, ...]) -> None:
-        """Where a tensor is beside its parameter, and that it has this shape."""
-        if tensor.device != self.device:
-            raise RuntimeError(
-                f"{self.what} is on {self.device} and {which} on {tensor.device}; move both to one device."
-            )
-        if tuple(tensor.shape) != shape:
-            theirs = f"the parameter {shape}" if shape == tuple(self.local.shape) else f"its scales {shape}"
-            raise RuntimeError(
-                f"{self.what}: {which} has shape {tuple(tensor.shape)} and {theirs}; they must be equal."
-            )
-
     def _check_state(self, name: str, state: Any) -> None:
         if not isinstance(state, torch.Tensor):
             raise TypeError(f"{self.what}: its state {name!r} must be a tensor, got {type(state).__name__}.")
@@ -199,11 +154,11 @@ class Candidate:
         rule = self.group.rule
         if is_scale(rule, name):
             shape = (*self.local.shape[:1], *scale_shape(self.parameter)[1:]) if here is not state else None
-            self._check_place(here, which, shape or scale_shape(self.parameter))
+            check_place(self.what, here, which, self.local, shape or scale_shape(self.parameter))
         elif name in rule.kept_states and rule.state_dtype_of(name) is None and here.dtype != torch.uint8:
-            self._check_part(here, which)
+            check_beside(self.what, here, which, self.local)
         else:
-            self._check_place(here, which, tuple(self.local.shape))
+            check_place(self.what, here, which, self.local)
         if here.dtype != wanted:
             raise RuntimeError(
                 f"{self.what}: {which} has {here.dtype}, and the options of its group keep it in {wanted}; make the "

@@ -11,6 +11,8 @@ from distributed_workers import WRAPPERS, Trained, Training, trained
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from fusedopt.torch.tensors import local
+
 STORAGES = {
     "master": {"master_weights": "float32", "state_dtype": "bfloat16"},
     "split": {"master_weights": "split", "state_dtype": "float32"},
@@ -58,11 +60,14 @@ def steps_of(training: Training, wrapper: str, steps: Iterable[int]) -> Trained:
     model = WRAPPERS[wrapper](training.model())
     optimizer = training.of(model.parameters())
     training.run(model, optimizer, steps)
-    notes = []
+    notes, there = [], 0
     for p in model.parameters():
         states = {key: state for key, state in optimizer.state[p].items() if key != "step"}
         wrong = [k for k, v in states.items() if getattr(v, "placements", None) != getattr(p, "placements", None)]
+        there += sum(local(state).nbytes for state in states.values())
         notes.append(({key: state.dtype for key, state in states.items()}, wrong))
+    memory = optimizer.memory()
+    assert memory.masters + memory.states + memory.scales == there
     return trained(model, optimizer, notes)
 
 

@@ -85,7 +85,9 @@ def test_gradients_and_states_that_are_there_are_counted_as_they_are():
     p.grad = torch.ones(10, 10)
     optimizer.state[p]["exp_avg"] = torch.zeros(10, 10)
     found = optimizer.memory()
-    assert (found.parameters, found.gradients, found.states) == (200, 400, 400 + 400)  # the second becomes as the first
+    assert (found.parameters, found.gradients, found.states) == (200, 400, 400 + 400)  # the other becomes like it
+    optimizer.step()
+    assert [state.dtype for state in arrays(optimizer)] == [torch.float32] * 2
 
 
 def test_muon_and_adafactor_keep_what_they_say():
@@ -137,11 +139,12 @@ def test_of_a_sharded_tensor_it_is_the_part_of_this_process():
     dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
     try:
         mesh = DeviceMesh("cpu", [0, 1])
-        rows, vector = (sharded(part, mesh) for part in (torch.ones(20, 128), torch.ones(2500)))
-        found = ours.Adam([rows], state_dtype="int8").memory()
-        assert (found.elements, found.parameters, found.gradients) == (2560, 4 * 2560, 4 * 2560)
-        assert (found.states, found.scales) == (2 * 2560, 2 * 4 * 20)  # small is of the whole parameter
-        assert ours.Adam([vector], state_dtype="int8").memory().states == 2 * 4 * 2500  # its parts are no whole blocks
+        for shape, states in (((40, 128), (2 * 2560, 2 * 4 * 20)), ((5120,), (8 * 2560, 0))):  # no blocks in a vector
+            part, stride = torch.ones(shape[0] // 2, *shape[1:]), torch.ones(shape).stride()
+            whole = DTensor.from_local(part, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+            found = ours.Adam([torch.nn.Parameter(whole)], state_dtype="int8").memory()
+            assert (found.elements, found.parameters, found.gradients) == (2560, 10_240, 10_240)
+            assert (found.states, found.scales) == states  # the whole parameter is not small
     finally:
         dist.destroy_process_group()
 

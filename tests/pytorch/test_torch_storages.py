@@ -14,6 +14,7 @@ from test_torch_device_path import surface as surface
 import fusedopt
 import fusedopt.torch as ours
 from cases import CASES, assert_same_bits
+from devices import NUMBA
 from fusedopt.torch.storages import received
 from fusedopt.torch.tensors import memory_order
 
@@ -86,9 +87,10 @@ def resumed(optimizer, other, **options):
 # --- steps
 
 
+@pytest.mark.parametrize("backend", ["numpy", NUMBA])
 @each_name
 @each_storage
-def test_steps_have_the_cores_bits(name, storage):
+def test_steps_have_the_cores_bits(name, storage, backend):
     optimizer = made(name, storage)
     arrays = [fusedopt.Parameter(flat(p)) for p in params(optimizer)]
     core = getattr(fusedopt, name)(arrays, **{**OPTIONS[name], **STORAGES[storage]})
