@@ -76,7 +76,7 @@ WRONG: tuple[Row, ...] = (
     ),
     (
         *("SparseAdam", "bfloat16", {"state_dtype": "int8"}, ValueError),
-        "^SparseAdam: state_dtype is for optimizers whose step is one launch, and SparseAdam's is array operations",
+        "^SparseAdam: state_dtype is not for SparseAdam, which updates rows without a launch",
     ),
     ("Adam", "bfloat16", {"seed": -1}, ValueError, r"seed must be in \[0, 9007199254740992\), got -1"),
     ("Adam", "bfloat16", {"seed": 0.5}, ValueError, "seed must be a whole number, got 0.5"),
@@ -102,11 +102,16 @@ def test_what_does_not_go_together_is_refused(kind, dtype, options, error, messa
     assert p.owner is None
 
 
-@pytest.mark.parametrize("kind", ["Muon", "LBFGS", "Adafactor"])
-def test_what_is_no_launch_has_no_such_options(kind):
-    message = f"^{kind} has no option 'master_weights', which is for optimizers whose step is one launch; leave it out"
+@pytest.mark.parametrize(
+    ("kind", "option", "message"),
+    [
+        ("Muon", "clip_value", "has no option 'clip_value', which is for optimizers whose step is one launch"),
+        ("LBFGS", "master_weights", "master_weights is not for LBFGS, whose .* AdamW or Muon"),
+    ],
+)
+def test_what_is_no_launch_has_no_such_options(kind, option, message):
     with pytest.raises(TypeError, match=message):
-        getattr(fusedopt, kind)([some(BFLOAT16)], master_weights="split")
+        getattr(fusedopt, kind)([some(BFLOAT16)], **{option: "split"})
 
 
 def test_a_group_of_half_and_float32_parameters_has_masters_for_the_half_ones_alone():

@@ -4,7 +4,6 @@ import copy
 import io
 import pickle
 
-import numpy as np
 import pytest
 import torch
 from test_torch_device_path import numpy_path

@@ -107,9 +107,8 @@ class Launching(Procedure):
                 self._step_tensor(p, gradient, self.state[p], rule)
 
     def _gradients(self, params: list[Any]) -> list[Any]:
-        launched = [is_launched(rule) for rule in self._group_rules()]
-        of_groups = zip(self.param_groups, launched)
-        return [p.grad if is_launched else None for group, is_launched in of_groups for p in group["params"]]
+        groups = zip(self.param_groups, self._reads)  # which `_stepping` has read
+        return [p.grad if is_launched(said.rule) else None for group, said in groups for p in group["params"]]
 
     def _kept(self, p: torch.Tensor, rule: Rule) -> KeptBytes:
         return of_launched(p, self.state.get(p, {}), rule) if is_launched(rule) else super()._kept(p, rule)
