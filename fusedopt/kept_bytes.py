@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from fusedopt.layout import Arena
+from fusedopt.arena import Arena
 from fusedopt.storage import memory_of
 
 TOTAL = "total"

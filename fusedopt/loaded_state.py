@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from fusedopt.arena import Arena
 from fusedopt.conversion import check_kept, converted, shape_of, storage_keys
 from fusedopt.foreign_states import in_our_keys
 from fusedopt.groups import Group
-from fusedopt.layout import Arena
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
 from fusedopt.scheduled import loaded_steps, rules_in_force

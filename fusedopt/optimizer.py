@@ -11,10 +11,11 @@ from typing import Any, ClassVar, TypeVar, overload
 import numpy as np
 
 from fusedopt import state_dict as _state_dict
+from fusedopt.arena import NO_HISTORY, Arena, ArenaSpan, arenas_of, spans_of
 from fusedopt.backends import Backend, Steps, backend_of
 from fusedopt.groups import Group, check_norm, groups_of, of_group, scheduled_rule
 from fusedopt.kept_bytes import KeptBytes, of_arena
-from fusedopt.layout import NO_HISTORY, Arena, ArenaSpan, Changes, arenas_of, device_of, spans_of
+from fusedopt.layout import Changes, device_of
 from fusedopt.loaded_state import load_state_dict
 from fusedopt.parameter import Parameter, check_takes_rows
 from fusedopt.rules.rule import Rule, check_declaration

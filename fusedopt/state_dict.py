@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from fusedopt.arena import NO_HISTORY, Arena
 from fusedopt.conversion import CONVERT, storage_keys
 from fusedopt.groups import Group, changed_rule
-from fusedopt.layout import NO_HISTORY, Arena
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
 from fusedopt.schedules.options import Function

@@ -17,7 +17,7 @@ PACKAGE = Path(fusedopt.__file__).parent
 LAYERS = (
     ("version", "misspelling", "rules", "schedules"),
     (
-        *("statements", "symbols", "tracing", "traffic", "layout", "parameter", "sparse_gradient", "plain"),
+        *("statements", "symbols", "tracing", "traffic", "layout", "arena", "parameter", "sparse_gradient", "plain"),
         *("philox", "spare", "rounding", "eight_bits", "storage", "stored_arrays", "storage_choices"),
     ),
     ("cuda_text", "compiler", "backends", "conversion"),

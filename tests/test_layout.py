@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from cases import DTYPES
 from fusedopt import Parameter, rules
+from fusedopt.arena import NO_HISTORY, Arena, spans_of
 from fusedopt.backends import cpu_backend
-from fusedopt.layout import ALIGNMENT, NO_HISTORY, Arena, Changes, chunks_of, offsets_of, spans_of
+from fusedopt.layout import ALIGNMENT, Changes, chunks_of, offsets_of
 
 sizes = st.lists(st.integers(0, 300), min_size=1, max_size=12)
 

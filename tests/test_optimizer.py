@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 import fusedopt
 from cases import each_case, ordinary
 from fusedopt import SGD, Adam, AdamW, Optimizer, Parameter
-from fusedopt.layout import ArenaSpan, spans_of
+from fusedopt.arena import ArenaSpan, spans_of
 from test_state_dict import bits
 
 

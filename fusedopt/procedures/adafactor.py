@@ -13,10 +13,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from fusedopt.arena import Arena, ArenaSpan
 from fusedopt.backends import Backend, Steps, module_of
 from fusedopt.conversion import CONVERT, choice_for
 from fusedopt.kept_bytes import KeptBytes
-from fusedopt.layout import Arena, ArenaSpan
 from fusedopt.parameter import DTYPES, Parameter
 from fusedopt.procedures.factored_moments import (
     AdafactorPlan,

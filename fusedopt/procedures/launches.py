@@ -13,8 +13,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from fusedopt.arena import ArenaSpan
 from fusedopt.backends import Backend, Plan
-from fusedopt.layout import ArenaSpan, HasRule, Span, offsets_of
+from fusedopt.layout import HasRule, Span, offsets_of
 from fusedopt.parameter import Parameter
 from fusedopt.procedures.launched_rules import Movement
 from fusedopt.rules.rule import Rule

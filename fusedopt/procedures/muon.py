@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fusedopt.arena import ArenaSpan
 from fusedopt.backends import Backend, Steps, module_of
-from fusedopt.layout import ArenaSpan
 from fusedopt.procedures.launched_rules import Blend, Movement
 from fusedopt.procedures.launches import ArenaTask, LaunchPlan, T, TensorSpan, arena_tasks
 from fusedopt.procedures.procedure import Procedure

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from fusedopt.arena import Arena
 from fusedopt.backends import module_of
-from fusedopt.layout import Arena
 from fusedopt.optimizer import Optimizer
 from fusedopt.rules.rule import Rule, Values
 from fusedopt.sparse_gradient import SparseGradient
