@@ -68,7 +68,7 @@ class Code:
         return magnitudes
 
 
-# What divides m reaches as far down as m does: v, whose root it is, over twice the octaves, a magnitude over as many. Else
+# What divides m reaches as far down as m does: a root of v, with twice the octaves, or a magnitude, with as many. Else
 # noise in a small m would be divided by what is far smaller.
 CODES = {"signed": Code(True, 1, 18), "unsigned": Code(False, 2, 17), "magnitude": Code(False, 1, 17)}
 

@@ -179,7 +179,7 @@ def _of_bitsandbytes(entry: Mapping[str, Any], rule: Rule, what: str) -> Entry:
 
 
 def _zero_where_the_second_is(first: Any, second: Any) -> None:
-    """In place: codes for 0 come soonest in a second moment, and m / eps of what is left of m is the end of a training."""
+    """In place: codes for 0 come soonest in a second moment, and m / eps is the end of a training there."""
     first[second == 0] = 0
 
 

@@ -11,12 +11,13 @@ from cases import CASES, Case
 from fusedopt import Parameter
 from fusedopt.eight_bits import CODES
 from fusedopt.storage import SMALL
+from storages import uncentered
 
 DIVIDING = [
     case
     for case in CASES
-    if all(state.codes for state in case.rule(**case.main).states()) and not case.main.get("centered")
-    if any(not CODES[state.codes].signed for state in case.rule(**case.main).states())
+    if all(state.codes for state in case.rule(**uncentered(case.main)).states())
+    if any(not CODES[state.codes].signed for state in case.rule(**uncentered(case.main)).states())
 ]
 STEPS, COASTING = 8, 4  # RAdam is SGD in its first steps
 
@@ -25,7 +26,7 @@ def moves(case: Case, dtype: Any, state_dtype: str, sizes: np.ndarray, **options
     """The largest move of an element in each step: with gradients of these sizes, then with none but zeros."""
     random, found = np.random.default_rng(1), []
     p = Parameter(np.ones(len(sizes), dtype), grad_dtype="float32")
-    numbers = {**case.main, "eps": 1e-8} if "eps" in case.main else case.main
+    numbers = uncentered({**case.main, "eps": 1e-8} if "eps" in case.main else case.main)
     optimizer = case.optimizer([p], **{**numbers, "weight_decay": 0.0}, state_dtype=state_dtype, **options)
     for step in range(STEPS + COASTING):
         before = p.data.copy()

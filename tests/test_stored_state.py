@@ -20,6 +20,7 @@ from fusedopt import SGD, Adam, Optimizer, Parameter
 from fusedopt.rules import Rule, Values, hyperparameter
 from fusedopt.schedules import Linear
 from fusedopt.storage import SMALL
+from storages import uncentered
 from test_state_dict import bits, contents
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -67,7 +68,7 @@ def takes(case: Any, storage: Any) -> bool:
     """Whether the rule's states can be kept so."""
     if storage.get("state_dtype") != "int8":
         return True
-    return all(state.codes for state in case.rule(**case.main).states()) and not case.main.get("centered")
+    return all(state.codes for state in case.rule(**uncentered(case.main)).states())
 
 
 def resumed_from(device: Any, kind: Any, options: Any, parameters: list[Parameter], state: Any) -> Any:
@@ -95,7 +96,8 @@ def test_a_resumed_run_is_the_same_run_with_every_storage(device, case, storage)
         with pytest.raises(ValueError, match=f"^{case.name}: int8 is too coarse for the state"):
             case.optimizer([Parameter(np.ones(2, BFLOAT16))], **case.main, **storage)
         return
-    options = {**case.main, **storage, "lr": Linear(1.0, 0.1, 8)}
+    main = uncentered(case.main) if storage.get("state_dtype") == "int8" else case.main
+    options = {**main, **storage, "lr": Linear(1.0, 0.1, 8)}
     parameters = parameters_of(device)
     optimizer = case.optimizer([{"params": parameters[:2]}, {"params": parameters[2:]}], **options)
     train(device, parameters, optimizer, range(3))
