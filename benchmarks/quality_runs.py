@@ -24,12 +24,11 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 WARM_UP = 20  # a training has so many times as many steps as its warm-up
 POINTS = 15  # of a curve
 # What decides the numbers, beside the optimizer, whose own numbers `made_of` tries out.
-SOURCES = tuple(
-    ROOT / name
-    for name in (
-        *("benchmarks/quality_tasks.py", "benchmarks/quality_glyphs.py"),
-        *("fusedopt/cli/character_model.py", "fusedopt/cli/torch_demo.py"),
-    )
+SOURCES = (
+    ROOT / "benchmarks" / "quality_tasks.py",
+    ROOT / "benchmarks" / "quality_glyphs.py",
+    ROOT / "fusedopt" / "cli" / "character_model.py",
+    ROOT / "fusedopt" / "cli" / "torch_demo.py",
 )
 
 
