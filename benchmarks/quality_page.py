@@ -59,8 +59,7 @@ def table(found: Results, recipes: Sequence[Recipe]) -> str:
 
 def spread(found: Results, recipe: Recipe) -> str:
     """The reference's loss: mean and standard deviation over the seeds."""
-    values = list(losses(found, recipe, FLOAT32).values())
-    return f"{statistics.mean(values):.3f} ± {deviation(values):.3f}"
+    return with_spread(list(losses(found, recipe, FLOAT32).values()), ".3f")
 
 
 def cell(found: Results, recipe: Recipe, choice: Choice) -> str:
@@ -68,12 +67,14 @@ def cell(found: Results, recipe: Recipe, choice: Choice) -> str:
     percent = apart(found, recipe, choice)
     if not percent:
         return ""
-    text = f"{statistics.mean(percent):+.2f} ± {deviation(percent):.2f}"
+    text = with_spread(percent, "+.2f")
     return f"**{text}**" if statistics.mean(percent) > ALLOWED else text
 
 
-def deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def with_spread(values: Sequence[float], form: str) -> str:
+    """Their mean, and their standard deviation where there are several."""
+    mean = format(statistics.mean(values), form)
+    return f"{mean} ± {format(statistics.stdev(values), form.lstrip('+'))}" if len(values) > 1 else mean
 
 
 def masters(found: Results) -> str:
