@@ -19,7 +19,7 @@ from devices import DEVICES
 from fusedopt import SGD, Adam, Optimizer, Parameter
 from fusedopt.rules import Rule, Values, hyperparameter
 from fusedopt.schedules import Linear
-from fusedopt.storage import SMALL
+from fusedopt.storage import BLOCK, SMALL
 from storages import uncentered
 from test_state_dict import bits, contents
 
@@ -195,6 +195,22 @@ def test_state_dicts_hold_what_is_stored(device):
         "remainder": "int8",
     }
     assert list(optimizer.state[parameters[0]]) == list(large)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_no_number_shows_in_its_block_and_in_no_other(device, bad):
+    p = Parameter(device.array(np.ones(SMALL, BFLOAT16)), grad_dtype="float32")
+    optimizer = Adam([p], master_weights="split", state_dtype="int8")
+    gradient = np.ones(SMALL, np.float32)
+    for value in (bad, 1.0):
+        gradient[BLOCK + 5] = value
+        p.grad = device.array(gradient)
+        with np.errstate(all="ignore"):
+            state = optimizer.step().state_dict()["state"][0]
+    for name in ("exp_avg_scale", "exp_avg_sq_scale"):
+        assert np.flatnonzero(np.isnan(device.host(state[name]))).tolist() == [1]
+    lost = np.isnan(device.host(p.data).astype(np.float32))
+    assert np.flatnonzero(lost).tolist() == list(range(BLOCK, 2 * BLOCK))
 
 
 @pytest.mark.parametrize(("options", "shown"), [({"state_dtype": "int8"}, True), ({"kahan": True}, False)])
