@@ -10,7 +10,7 @@ import numpy as np
 
 from fusedopt.layout import Changes, HasRule, Memory, Presence, offsets_of
 from fusedopt.rounding import widen
-from fusedopt.storage import MASTER, Storage, blocks_of, keys_of, storage_of
+from fusedopt.storage import MASTER, Storage, blocks_of, kept_parameter, kept_state, keys_of, storage_of
 from fusedopt.stored_arrays import StoredArray, stored_arrays
 
 if TYPE_CHECKING:
@@ -164,9 +164,12 @@ def arenas_of(group: Any, memories: Sequence[Memory], changes: Changes, first: i
         memories: Of each of its parameters.
         first: Number of its first parameter in the optimizer.
     """
-    members: dict[tuple[str, Storage], list[int]] = {}
+    members: dict[tuple[Any, ...], list[int]] = {}
     for place, (parameter, memory) in enumerate(zip(group["params"], memories)):
-        kept = storage_of(group.rule, parameter.dtype.name, parameter.grad_dtype.name, parameter.size)
+        rule, dtype = group.rule, parameter.dtype.name
+        # Of states that flags turn on later, too: small parameters have no codes.
+        states = tuple(kept_state(rule, state, dtype, parameter.size) for state in rule.all_states())
+        kept = kept_parameter(rule, dtype), parameter.grad_dtype.name, states
         members.setdefault((memory.device, kept), []).append(place)
     return [
         Arena(memories[some[0]], group, [group["params"][i] for i in some], changes, [first + i for i in some])

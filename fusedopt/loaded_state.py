@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fusedopt.arena import Arena
-from fusedopt.conversion import check_kept, converted, shape_of, storage_keys
+from fusedopt.conversion import age_of, check_kept, converted, shape_of, storage_keys
 from fusedopt.foreign_states import in_our_keys
 from fusedopt.groups import Group
 from fusedopt.parameter import Parameter
@@ -88,7 +88,7 @@ class _Load:
         histories: list[object] = []
         for index, entry in enumerate(self.entries):
             if entry is not None:
-                counters[index, 0] = 1.0 if rule.counter_key is None else entry[rule.counter_key]
+                counters[index, 0] = age_of(entry) if rule.counter_key is None else entry[rule.counter_key]
                 for column, name in enumerate(rule.scalar_state, 1):
                     counters[index, column] = entry[name]
             histories.append(None if entry is None else counters[index].tobytes())

@@ -159,6 +159,34 @@ def test_copies_and_pickles_go_on_as_the_optimizer_does(device, storage):
         assert bits(other.state_dict()) == bits(optimizer.state_dict())
 
 
+@each_storage
+def test_what_keeps_parameters_finer_is_saved_without_any_state(device, storage):
+    parameters = parameters_of(device)
+    optimizer = SGD([{"params": parameters[:2]}, {"params": parameters[2:]}], lr=0.1, **storage)  # without momentum
+    train(device, parameters, optimizer, range(2))
+    copies, resumed = resumed_from(device, SGD, {"lr": 0.1, **storage}, parameters, optimizer.state_dict())
+    copied = copy.deepcopy(optimizer)
+    for some, of in ((parameters, optimizer), (copies, resumed), (list(copied.parameters()), copied)):
+        for group in of.param_groups:
+            group.update(momentum=0.9, dampening=0.5)
+        train(device, some, of, range(2, 4))
+    assert values_of(device, copies) == values_of(device, list(copied.parameters())) == values_of(device, parameters)
+    assert bits(resumed.state_dict()["state"]) == bits(optimizer.state_dict()["state"])
+    assert bits(copied.state_dict()["state"]) == bits(optimizer.state_dict()["state"])
+
+
+def test_a_state_that_a_flag_turns_on_later_is_kept_as_if_it_had_been_on(device):
+    later, before = (parameters_of(device, np.float32) for _ in range(2))
+    optimizer = SGD(later, lr=0.1, state_dtype="int8")
+    train(device, later, optimizer, range(1))
+    optimizer.param_groups[0]["momentum"] = 0.9
+    train(device, later, optimizer, range(2, 3))
+    other = SGD(before, lr=0.1, momentum=0.9, state_dtype="int8").init_state()
+    kept, like = (of.state_dict()["state"] for of in (optimizer, other))
+    assert [array.dtype for array in kept[1].values()] == [array.dtype for array in like[1].values()]
+    assert bits(copy.deepcopy(optimizer).state_dict()["state"]) == bits(optimizer.state_dict()["state"])
+
+
 def test_a_group_that_is_added_draws_what_it_would_have_drawn_from_the_start(device):
     """Noise is drawn for a parameter's number over all groups, whenever its group came."""
     some = [parameters_of(device)[:2] for _ in range(2)]
