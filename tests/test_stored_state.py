@@ -16,7 +16,7 @@ import pytest
 import fusedopt
 from cases import CASES
 from devices import DEVICES
-from fusedopt import SGD, Adam, Optimizer, Parameter
+from fusedopt import SGD, Adam, Optimizer, Parameter, spare
 from fusedopt.rules import Rule, Values, hyperparameter
 from fusedopt.schedules import Linear
 from fusedopt.storage import SMALL
@@ -417,6 +417,13 @@ def test_states_convert_to_the_nearest_that_is_kept():
     halves = Adam([Parameter(array) for array in data], state_dtype="bfloat16")
     halves.load_state_dict(state, convert=True)
     assert bits(halves.state_dict()["state"][0]["exp_avg"]) == bits(theirs.astype(BFLOAT16))
+
+
+def test_a_conversion_leaves_no_memory_behind():
+    saved = Adam([Parameter(np.ones(spare.PIECE + 1, BFLOAT16))], master_weights="split").init_state()
+    ours = Adam([Parameter(p.data) for p in saved.parameters()], master_weights="split24", state_dtype="int8")
+    ours.load_state_dict(saved.state_dict(), convert=True)
+    assert max(words.size for words in vars(spare._kept).values()) <= spare.PIECE
 
 
 def test_counts_come_and_go_with_random_rounding():
