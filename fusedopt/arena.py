@@ -111,11 +111,13 @@ class Arena:
     def state(self, key: str) -> Any:
         """The flat buffer of what is kept under a key; when it is new, full of what it starts from."""
         if key not in self.states:
-            stored = self.stored[key]
+            rule, stored = self.group.rule, self.stored[key]
             self.states[key] = self.memory.zeros(self.length(key), np.dtype(stored.dtype))
-            if stored.initial != 0:
-                with self.memory.here():
+            with self.memory.here():
+                if stored.initial != 0:
                     self.states[key].fill(stored.initial)
+                if rule.step_key is None and key in rule.kept_states:  # it is of age 0, whatever was counted
+                    self.counters[:, 0] = 0
         return self.states[key]
 
     def bytes_of(self, key: str) -> int:

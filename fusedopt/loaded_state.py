@@ -92,15 +92,16 @@ class _Load:
                 for column, name in enumerate(rule.scalar_state, 1):
                     counters[index, column] = entry[name]
             histories.append(None if entry is None else counters[index].tobytes())
-        with arena.memory.here():
-            arena.counters[...] = arena.memory.asarray(counters)
-            for index, values in self._moved.items():
-                arena.view(arena.data, index)[...] = arena.memory.asarray(values)
-        arena.join_cohorts(histories)
         self._fill_arrays()
+        with arena.memory.here():
+            arena.counters[...] = arena.memory.asarray(counters)  # after the arrays: new ones are of age 0
+        arena.join_cohorts(histories)
 
     def _fill_arrays(self) -> None:
         arena = self.arena
+        with arena.memory.here():
+            for index, values in self._moved.items():
+                arena.view(arena.data, index)[...] = arena.memory.asarray(values)
         loaded = {key for entry in self.entries if entry for key in entry} & arena.stored.keys()
         for key in sorted(loaded | set(arena.states)):
             host = np.full(arena.length(key), arena.stored[key].initial, arena.stored[key].dtype)

@@ -250,6 +250,22 @@ def test_sgd_counts_its_steps_where_it_draws_and_its_buffer_starts_from_the_grad
     assert device.host(again.state[p]["momentum_buffer"]).tolist() == [0.5, 0.5]
 
 
+@pytest.mark.parametrize("storage", [{}, {"stochastic_rounding": True}])
+def test_a_buffer_that_is_turned_on_later_starts_from_the_gradient(device, storage):
+    p = Parameter(device.array(np.ones(2, BFLOAT16)))
+    optimizer = SGD([p], lr=0.0, dampening=0.5, **storage)
+    for _ in range(3):
+        p.grad = device.array(np.ones(2, BFLOAT16))
+        optimizer.step()
+    optimizer.param_groups[0]["momentum"] = 0.5
+    assert device.host(optimizer.step().state[p]["momentum_buffer"]).tolist() == [1, 1]
+    resumed = SGD([Parameter(device.array(device.host(p.data)))], lr=0.0, momentum=0.5, dampening=0.5, **storage)
+    resumed.load_state_dict(optimizer.state_dict())
+    (p,) = resumed.parameters()
+    p.grad = device.array(np.ones(2, BFLOAT16))
+    assert device.host(resumed.step().state[p]["momentum_buffer"]).tolist() == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("kind", "key", "value"),
     [(fusedopt.Adagrad, "sum", {"initial_accumulator_value": 0.3}), (fusedopt.Rprop, "step_size", {"lr": 0.3})],
