@@ -145,7 +145,7 @@ def _parameter(what: str, key: str, saved: Array, ours: Kept, data: Array) -> tu
     theirs = FINER.get((key, saved.dtype.name)) or FINER.get((key, ""))
     if theirs is None or (theirs == "kahan" and saved.dtype != data.dtype):
         raise TypeError(f"{what} has dtype {saved.dtype}, which no storage has for {data.dtype} parameters.")
-    if theirs == ours.finer:
+    if theirs == ours.finer and key != MASTER:  # which its parameter is the rounding of, whatever it was
         return {key: saved}, None
     if ours.dtype not in ("float16", "bfloat16"):
         if key == MASTER and np.array_equal(saved.reshape(data.shape), data, equal_nan=True):

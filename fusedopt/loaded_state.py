@@ -72,7 +72,7 @@ class _Load:
         if not isinstance(entry, Mapping) or not entry:
             return entry
         what, entry = f"the state of {parameter.described}", {k: v for k, v in entry.items() if v is not None}
-        for key in keys & entry.keys():
+        for key in [key for key in entry if key in keys]:  # in an order: of two errors, always the same one
             _check_shape(f"{what}: {key}", key, entry[key], parameter, rule)
             check_array(f"{what}: {key}", entry[key])
             entry[key] = _on_host(entry[key])

@@ -384,6 +384,14 @@ def test_converting_what_is_kept_alike_changes_no_bit():
         assert bits([p.data for p in optimizer.parameters()]) == bits(data)
 
 
+def test_a_master_that_is_converted_is_what_its_parameter_becomes_the_rounding_of():
+    data, state = saved_with(STORAGES["float32 master"])
+    optimizer = Adam([Parameter(np.zeros_like(array)) for array in data], **STORAGES["float32 master"])
+    optimizer.load_state_dict(state, convert=True)
+    assert bits([p.data for p in optimizer.parameters()]) == bits(data)
+    assert bits(optimizer.state_dict()) == bits(state)
+
+
 def master_of(data: Any, entry: dict[str, Any]) -> Any:
     """The float32 parameter that is stored, by the formulas."""
     upper = data.view(np.uint16).astype(np.int64) << 16
