@@ -16,7 +16,7 @@ import pytest
 import fusedopt
 from cases import CASES
 from devices import DEVICES
-from fusedopt import SGD, Adam, Optimizer, Parameter
+from fusedopt import SGD, Adam, Optimizer, Parameter, spare
 from fusedopt.rules import Rule, Values, hyperparameter
 from fusedopt.schedules import Linear
 from fusedopt.storage import BLOCK, SMALL
@@ -161,6 +161,34 @@ def test_copies_and_pickles_go_on_as_the_optimizer_does(device, storage):
         assert bits(other.state_dict()) == bits(optimizer.state_dict())
 
 
+@each_storage
+def test_what_keeps_parameters_finer_is_saved_without_any_state(device, storage):
+    parameters = parameters_of(device)
+    optimizer = SGD([{"params": parameters[:2]}, {"params": parameters[2:]}], lr=0.1, **storage)  # without momentum
+    train(device, parameters, optimizer, range(2))
+    copies, resumed = resumed_from(device, SGD, {"lr": 0.1, **storage}, parameters, optimizer.state_dict())
+    copied = copy.deepcopy(optimizer)
+    for some, of in ((parameters, optimizer), (copies, resumed), (list(copied.parameters()), copied)):
+        for group in of.param_groups:
+            group.update(momentum=0.9, dampening=0.5)
+        train(device, some, of, range(2, 4))
+    assert values_of(device, copies) == values_of(device, list(copied.parameters())) == values_of(device, parameters)
+    assert bits(resumed.state_dict()["state"]) == bits(optimizer.state_dict()["state"])
+    assert bits(copied.state_dict()["state"]) == bits(optimizer.state_dict()["state"])
+
+
+def test_a_state_that_a_flag_turns_on_later_is_kept_as_if_it_had_been_on(device):
+    later, before = (parameters_of(device, np.float32) for _ in range(2))
+    optimizer = SGD(later, lr=0.1, state_dtype="int8")
+    train(device, later, optimizer, range(1))
+    optimizer.param_groups[0]["momentum"] = 0.9
+    train(device, later, optimizer, range(2, 3))
+    other = SGD(before, lr=0.1, momentum=0.9, state_dtype="int8").init_state()
+    kept, like = (of.state_dict()["state"] for of in (optimizer, other))
+    assert [array.dtype for array in kept[1].values()] == [array.dtype for array in like[1].values()]
+    assert bits(copy.deepcopy(optimizer).state_dict()["state"]) == bits(optimizer.state_dict()["state"])
+
+
 def test_a_group_that_is_added_draws_what_it_would_have_drawn_from_the_start(device):
     """Noise is drawn for a parameter's number over all groups, whenever its group came."""
     some = [parameters_of(device)[:2] for _ in range(2)]
@@ -238,6 +266,22 @@ def test_sgd_counts_its_steps_where_it_draws_and_its_buffer_starts_from_the_grad
     p.grad = device.array(np.ones(2, BFLOAT16))
     again.step()
     assert device.host(again.state[p]["momentum_buffer"]).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("storage", [{}, {"stochastic_rounding": True}])
+def test_a_buffer_that_is_turned_on_later_starts_from_the_gradient(device, storage):
+    p = Parameter(device.array(np.ones(2, BFLOAT16)))
+    optimizer = SGD([p], lr=0.0, dampening=0.5, **storage)
+    for _ in range(3):
+        p.grad = device.array(np.ones(2, BFLOAT16))
+        optimizer.step()
+    optimizer.param_groups[0]["momentum"] = 0.5
+    assert device.host(optimizer.step().state[p]["momentum_buffer"]).tolist() == [1, 1]
+    resumed = SGD([Parameter(device.array(device.host(p.data)))], lr=0.0, momentum=0.5, dampening=0.5, **storage)
+    resumed.load_state_dict(optimizer.state_dict())
+    (p,) = resumed.parameters()
+    p.grad = device.array(np.ones(2, BFLOAT16))
+    assert device.host(resumed.step().state[p]["momentum_buffer"]).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -358,6 +402,14 @@ def test_converting_what_is_kept_alike_changes_no_bit():
         assert bits([p.data for p in optimizer.parameters()]) == bits(data)
 
 
+def test_a_master_that_is_converted_is_what_its_parameter_becomes_the_rounding_of():
+    data, state = saved_with(STORAGES["float32 master"])
+    optimizer = Adam([Parameter(np.zeros_like(array)) for array in data], **STORAGES["float32 master"])
+    optimizer.load_state_dict(state, convert=True)
+    assert bits([p.data for p in optimizer.parameters()]) == bits(data)
+    assert bits(optimizer.state_dict()) == bits(state)
+
+
 def master_of(data: Any, entry: dict[str, Any]) -> Any:
     """The float32 parameter that is stored, by the formulas."""
     upper = data.view(np.uint16).astype(np.int64) << 16
@@ -407,6 +459,13 @@ def test_states_convert_to_the_nearest_that_is_kept():
     halves = Adam([Parameter(array) for array in data], state_dtype="bfloat16")
     halves.load_state_dict(state, convert=True)
     assert bits(halves.state_dict()["state"][0]["exp_avg"]) == bits(theirs.astype(BFLOAT16))
+
+
+def test_a_conversion_leaves_no_memory_behind():
+    saved = Adam([Parameter(np.ones(spare.PIECE + 1, BFLOAT16))], master_weights="split").init_state()
+    ours = Adam([Parameter(p.data) for p in saved.parameters()], master_weights="split24", state_dtype="int8")
+    ours.load_state_dict(saved.state_dict(), convert=True)
+    assert max(words.size for words in vars(spare._kept).values()) <= spare.PIECE
 
 
 def test_counts_come_and_go_with_random_rounding():
