@@ -1,6 +1,6 @@
 """How the arrays of a span are kept in memory: which types, what lies beside them, and how values are rounded.
 
-A rule knows nothing of it: `backends.kept` reads and writes these arrays on the CPU, `kernels/storage.cuh` on a GPU.
+A rule knows nothing of it: `backends.kept` reads and writes these arrays on the CPU, `kernels/kept.cuh` on a GPU.
 """
 
 from __future__ import annotations

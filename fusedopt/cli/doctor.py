@@ -79,7 +79,7 @@ def memory() -> dict[str, str]:
     for choice in (storage_choices.CHOICES[name] for name in STORAGES):
         kept, moved = choice.in_all(rule), choice.moved(rule)
         options = ", ".join(filter(None, (choice.dtype, choice.written)))
-        found[choice.name] = f"{kept:.3g} GB kept, {moved:.3g} GB a step for 1 G parameters: {options}"
+        found[choice.name] = f"{kept:.3g} GB in all, {moved:.3g} GB a step for 1 G parameters: {options}"
     return found
 
 

@@ -417,7 +417,7 @@ def test_what_can_never_step_a_rule_of_ones_own_is_one_line(tmp_path: Path) -> N
 
 def test_the_table_tells_the_bytes_kept_as_check_does_beside_parameter_and_gradient() -> None:
     found, _ = rows_of(Cpu(), task(), OURS)
-    assert table.COLUMNS["kept\nB"](dataclasses.replace(found[0], kept_bytes_a_parameter=12.0)) == "4.0"
+    assert table.COLUMNS["beside\nB"](dataclasses.replace(found[0], kept_bytes_a_parameter=12.0)) == "4.0"
 
 
 def test_the_figures_are_those_of_the_arrays(benched: Callable[..., list[dict[str, Any]]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,26 @@ def test_an_optimizer_that_others_have_not_is_told_alone(told: Told, capsys: pyt
     assert "Computed from" not in capsys.readouterr().out
 
 
+def test_figures_are_never_cut(told: Told, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns in (80, 50):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        told("--model", "llama-3-8b")
+        printed, _, notes = capsys.readouterr().out.partition("In all: ")
+        assert "\u2026" not in printed
+        assert max(map(len, printed.splitlines())) <= columns
+        assert re.search(r"^ torch AMP, .* 134\.62 +12 +34 *$", printed, re.MULTILINE)
+        assert "--json FILE saves each kind" in notes
+    told("--sizes", "1M", "--storage", "float32")
+    assert re.search(r"float32 everything +15\.26 +8 +28", capsys.readouterr().out)  # MiB
+
+
+def test_storages_that_a_rule_cannot_have_are_left_out_and_said(told: Told, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = told("--sizes", "1M", "--optimizer", "asgd")
+    assert [row["way"] for row in rows] == [choice.title for choice in CHOICES.values() if "int8" not in choice.name]
+    why = "Without split+int8, split24+int8, random+int8. ASGD: int8 is too coarse for the state 'ax'; choose"
+    assert why in capsys.readouterr().out
+
+
 def test_memory_is_saved_as_csv_too(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     assert main(["bench", "--memory", "--sizes", "1K", "--json", str(file)]) == 0
@@ -85,6 +106,10 @@ def test_memory_is_saved_as_csv_too(tmp_path: Path) -> None:
         (["--memory", "--storage", "split8"], "--storage: there is no 'split8'; there are float32, master, split"),
         (["--memory", "--plot", "a.png"], "--memory times nothing, which --plot is for; leave it out."),
         (["--memory", "--peers", "torch"], "--memory times nothing, which --peers is for; leave it out."),
+        (
+            ["--memory", "--optimizer", "ftrl", "--storage", "random+int8"],
+            "--storage random+int8: FTRL: int8 is too coarse",
+        ),
         (["--storage", "kahn"], "--storage: there is no 'kahn'"),
     ],
 )
@@ -110,12 +135,13 @@ def test_storages_are_timed_beside_float32(
     assert ours["bytes_a_step"] == 280_000
     printed = " ".join(capsys.readouterr().out.split())
     assert "Moved: what a step with that storage must move" in printed
+    assert "float32 but for the storages; " in printed
 
 
 def test_doctor_says_what_storages_keep() -> None:
     found = doctor.memory()
     assert list(found) == list(doctor.STORAGES)
-    assert found["float32"] == "16 GB kept, 28 GB a step for 1 G parameters: float32"
+    assert found["float32"] == "16 GB in all, 28 GB a step for 1 G parameters: float32"
     assert found["split24+int8"].startswith(
-        "7.06 GB kept, 12.1 GB a step for 1 G parameters: bfloat16, master_weights="
+        "7.06 GB in all, 12.1 GB a step for 1 G parameters: bfloat16, master_weights="
     )

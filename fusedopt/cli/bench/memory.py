@@ -24,7 +24,11 @@ from fusedopt.storage_choices import CHOICES, Choice
 if TYPE_CHECKING:
     from fusedopt.cli.bench.models import Model
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
+HOW_TO_READ = (
+    "In all: parameters, gradients and what is kept beside them. Bytes are those of one parameter: kept beside it and "
+    "its gradient, and moved by a step. --json FILE saves each kind."
+)
 MODEL = "llama-3-8b"  # where none is asked for
 TENSORS = 64  # that sizes are told of, where it is not said
 
@@ -100,8 +104,14 @@ class MemoryRow:
     moved: float
 
     @property
+    def beside(self) -> float:
+        """What is kept beside parameters and gradients."""
+        return self.masters + self.states + self.scales
+
+    @property
     def kept(self) -> float:
-        return self.parameters + self.gradients + self.masters + self.states + self.scales
+        """All that is kept."""
+        return self.parameters + self.gradients + self.beside
 
 
 def memory_rows(model: str, shapes: Sequence[Shape], optimizer: str, choices: Sequence[Choice]) -> Iterator[MemoryRow]:
@@ -140,17 +150,18 @@ def _of_layout(layout: Layout, model: str, optimizer: str, sizes: collections.Co
 
 
 def memory_table(rows: Sequence[MemoryRow]) -> Table:
-    """The rows of one model and one optimizer, by the parameter, and in all."""
+    """The rows of one model and one optimizer; 80 columns, of which names give way first, and numbers never."""
     first = rows[0]
-    title = f"{first.optimizer}, {first.model}: {first.elements:,} parameters; bytes a parameter"
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, collapse_padding=True)
-    table.add_column("storage", no_wrap=True)
-    for heading in ("moved", "kept", "parameter", "gradient", "master", "states", "GiB in all"):
+    title = f"{first.optimizer}, {first.model}: {first.elements:,} parameters"
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("storage", min_width=10)
+    unit, size = ("GiB", GIB) if max(row.kept for row in rows) >= GIB else ("MiB", MIB)
+    for heading in (f"{unit}\nin all", "bytes\nbeside", "bytes\nmoved"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        kept = (row.kept, row.parameters, row.gradients, row.masters, row.states + row.scales)
-        cells = [f"{number / row.elements:.4g}" if number else "-" for number in (row.moved, *kept)]
-        table.add_row(Text(row.way, "" if row.source == "counted" else "dim"), *cells, f"{row.kept / GIB:,.2f}")
+        each = (number / row.elements for number in (row.beside, row.moved))
+        cells = (f"{row.kept / size:,.2f}", *(f"{number:.4g}" for number in each))
+        table.add_row(Text(row.way, "" if row.source == "counted" else "dim"), *cells)
     return table
 
 
@@ -173,6 +184,33 @@ def chosen_choices(names: Sequence[str] | None) -> list[Choice]:
     return [CHOICES[name] for name in names] if names else list(CHOICES.values())
 
 
+def split_by_rule(choices: Sequence[Choice], optimizer: str) -> tuple[list[Choice], dict[str, list[str]]]:
+    """The storages that a rule can be kept in, and the names of the others by why it cannot.
+
+    Raises:
+        ValueError: It can be kept in none of these.
+    """
+    cls, options = optimizer_named(optimizer)
+    rule, refused = cls.rule(**options), dict[str, list[str]]()
+    why = {choice.name: _refusal(choice, rule) for choice in choices}
+    taken = [choice for choice in choices if not why[choice.name]]
+    for name, refusal in why.items():
+        if refusal:
+            refused.setdefault(refusal, []).append(name)
+    if not taken:
+        raise ValueError(f"--storage {' '.join(choice.name for choice in choices)}: {next(iter(refused))}")
+    return taken, refused
+
+
+def _refusal(choice: Choice, rule: Rule) -> str:
+    """Why a rule cannot be kept so; "" where it can."""
+    try:
+        choice.rule(rule)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return ""
+
+
 def tell(arguments: argparse.Namespace, models: Mapping[str, Model]) -> int:
     """Print, and save, what storages keep and move."""
     names = arguments.model or ([] if arguments.sizes else [MODEL])
@@ -182,10 +220,13 @@ def tell(arguments: argparse.Namespace, models: Mapping[str, Model]) -> int:
     console, rows = Console(highlight=False), list[MemoryRow]()
     for title, shapes in some.items():
         for optimizer in arguments.optimizer:
-            new = list(memory_rows(title, shapes, optimizer, chosen_choices(arguments.storage)))
+            choices, refused = split_by_rule(chosen_choices(arguments.storage), optimizer)
+            new = list(memory_rows(title, shapes, optimizer, choices))
             console.print(memory_table(new))
+            for why, without in refused.items():
+                console.print(f"Without {', '.join(without)}. {why}\n", soft_wrap=True)
             rows += new
-    console.print(sources(rows), soft_wrap=True)
+    console.print("\n".join(filter(None, (HOW_TO_READ, sources(rows)))), soft_wrap=True)
     if arguments.json:
         save(arguments.json, rows)
     return 0

@@ -42,7 +42,8 @@ def progress(title: str) -> Iterator[Callable[[str], None]]:
 def show(console: Console, rows: Sequence[Row], absent: Mapping[str, str]) -> None:
     """Print the rows of one task, and a line for each peer that is not here."""
     first = rows[0]
-    console.print(Text(f"{task_title(first)}; {device_title(first)}", "bold"), soft_wrap=True)
+    others = " but for the storages" if any(row.dtype != first.dtype for row in rows) else ""
+    console.print(Text(f"{task_title(first)}{others}; {device_title(first)}", "bold"), soft_wrap=True)
     table = Table(box=SIMPLE, collapse_padding=True)
     table.add_column(no_wrap=True)
     columns = {heading: [cell(row) for row in rows] for heading, cell in COLUMNS.items()}
@@ -74,7 +75,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "host\nµs": lambda row: NONE if row.host_seconds is None else three_digits(row.host_seconds * 1e6),
     "moved\nB": lambda row: NONE if row.dtype == "float32" else f"{row.bytes_a_step / row.parameters:.4g}",
     "extra\nMB": lambda row: UNKNOWN if row.extra_bytes is None else f"{row.extra_bytes / 1e6:,.1f}",
-    "kept\nB": lambda row: f"{row.kept_bytes_a_parameter - 2 * ITEMSIZE[row.dtype]:.1f}",
+    "beside\nB": lambda row: f"{row.kept_bytes_a_parameter - 2 * ITEMSIZE[row.dtype]:.1f}",
 }
 
 
@@ -134,8 +135,8 @@ def method(rows: Sequence[Row]) -> str:
         f" streams are timed in turn: medians, ± half the span of the middle half. Ratio: the peer's time over"
         f" fusedopt's in the same round; the first row's ms are over all rounds, so a ratio need not be that of two ms."
         f" A copy stores to what it has not read, which costs a CPU more, so shares of it can pass 100 %. Gradients"
-        f" stay where they are between the steps. Extra: the most memory that a step takes beyond what is kept; kept:"
-        f" bytes a parameter beside itself and its gradient: states, and arrays for what lies between."
+        f" stay where they are between the steps. Extra: the most memory that a step takes beyond what is kept;"
+        f" beside: bytes kept beside a parameter and its gradient: states, and arrays for what lies between."
         f"{moved}"
         f"{gpu} Parameters differ from fusedopt's by {worst.difference:.1e} at most, allowed is"
         f" {worst.allowed_difference:.1e}."
