@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from fusedopt.arena import Arena
@@ -16,9 +17,11 @@ from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
 from fusedopt.scheduled import loaded_steps, rules_in_force
 from fusedopt.state_dict import check_array, checked_entry, checked_groups
+from fusedopt.storage import BESIDE_PARAMETER
 from fusedopt.stored_arrays import StoredArray
 
 Array = np.ndarray[Any, Any]
+REMAINDER = BESIDE_PARAMETER["split"][0]
 
 
 def load_state_dict(
@@ -29,7 +32,7 @@ def load_state_dict(
     ours = [group.rule for group in groups]
     saved = in_our_keys(saved, ours, [group["params"] for group in groups])
     rules, extras, found = checked_groups(saved, groups, ours, scheduled, convert=convert)
-    entries = {id(p): entry for p, entry in zip((p for group in groups for p in group["params"]), found)}
+    entries = {id(p): _of_torch(entry) for p, entry in zip((p for group in groups for p in group["params"]), found)}
     loads = [
         _Load(arena, rule, [entries[id(p)] for p in arena.parameters], convert)
         for rule, of_group in zip(rules, arenas)
@@ -42,6 +45,14 @@ def load_state_dict(
         group.adopt(rule, extra, count)
     for load in loads:
         load.fill()
+
+
+def _of_torch(entry: Any) -> Any:
+    """A remainder of int16, which torch's state dicts have as the same bits in bfloat16, as what it is."""
+    remainder = entry.get(REMAINDER) if isinstance(entry, Mapping) else None
+    if getattr(remainder, "dtype", None) != ml_dtypes.bfloat16:
+        return entry
+    return {**entry, REMAINDER: _on_host(remainder).view(np.int16)}
 
 
 def _on_host(value: Any) -> Any:

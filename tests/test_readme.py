@@ -5,6 +5,10 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import fusedopt
+import fusedopt.torch
 from fusedopt import schedules
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +28,23 @@ def test_every_block_of_the_readme_runs(monkeypatch, tmp_path):
     program = run_blocks(README)
     loss = abs(program["x"] @ program["w"].data + program["b"].data - program["y"]).mean()
     assert loss < 0.19, "ten steps of Adam have not learned anything"  # zeros start at 0.1 * 1 + 0.9 * 0.1... = 0.1
+
+
+def test_state_dicts_of_torch_load_over_arrays_and_back_in_bfloat16_too(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    program = run_blocks(README)
+    converted, to_numpy, to_torch = (program[name] for name in ("converted", "to_numpy", "to_torch"))
+    layer, low = torch.nn.Linear(96, 64).bfloat16(), {"master_weights": "split", "state_dtype": {"exp_avg": "bfloat16"}}
+    theirs = fusedopt.torch.AdamW(layer.parameters(), **low)
+    layer(torch.ones(8, 96, dtype=torch.bfloat16)).square().mean().backward()
+    theirs.step()
+    ours = fusedopt.AdamW([fusedopt.Parameter(to_numpy(p)) for p in layer.parameters()], **low)
+    ours.load_state_dict(converted(theirs.state_dict(), to_numpy))
+    again = fusedopt.torch.AdamW(layer.parameters(), **low)
+    again.load_state_dict(converted(ours.state_dict(), to_torch))
+    for p in layer.parameters():
+        assert theirs.state[p]["remainder"].any()
+        assert all(torch.equal(value, again.state[p][key]) for key, value in theirs.state[p].items())
 
 
 def test_every_block_of_the_page_on_torch_runs(monkeypatch, tmp_path):
