@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from storage_table import storage_table
+from storage_table import cpu_line, cpu_table, storage_table
 
 HERE = Path(__file__).parent
 README, OWN_README, RESULTS = HERE.parent / "README.md", HERE / "README.md", HERE / "results" / "cpu"
+LOW_PRECISION = HERE.parent / "docs" / "low_precision.md"
 PICTURE = "benchmarks/results/cpu/models.png"
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 BACKENDS, CUDA, NONE = ("numba", "NumPy"), "CUDA but for the launch", "-"
@@ -48,6 +49,7 @@ def speed_section(rows: Rows) -> str:
         f"![A step of AdamW over the tensors of six models, beside its peers]({PICTURE})",
         "",
         *figures(rows),
+        cpu_line(by_name("storages.json")),
         "",
         "`benchmarks/README.md` says how all this is measured, how the cost grows and what bounds it.",
         "`python benchmarks/compare.py` measures it on your machine, `python -m fusedopt bench --model gpt2` a model.",
@@ -190,6 +192,11 @@ def readme_with_table() -> str:
     return replaced(README.read_text(), "speed", speed_section(by_name("bars.json")))
 
 
+def low_precision() -> str:
+    """The page on low precision likewise."""
+    return replaced(LOW_PRECISION.read_text(), "cpu", cpu_table(by_name("storages.json")))
+
+
 def own_readme() -> str:
     """This folder's README likewise."""
     text, points = OWN_README.read_text(), read("growth.json")
@@ -218,3 +225,4 @@ def by_name(name: str) -> Rows:
 if __name__ == "__main__":
     README.write_text(readme_with_table())
     OWN_README.write_text(own_readme())
+    LOW_PRECISION.write_text(low_precision())

@@ -52,6 +52,12 @@ def test_every_block_of_the_page_on_torch_runs(monkeypatch, tmp_path):
     program = run_blocks((ROOT / "docs" / "torch.md").read_text())
     assert (tmp_path / "optimizer.pt").exists()
     assert all(p.grad is None for p in program["released"])
+    low = program["optimizer"]
+    for p, wide, again in zip(*(program[name].parameters() for name in ("narrow", "trained", "wide"))):
+        assert low.state[p]["remainder"].any()
+        assert torch.equal(wide, again)  # float32 as bfloat16 and a remainder, and back
+        assert torch.equal(program["theirs"].state[p]["exp_avg"], low.state[p]["exp_avg"].bfloat16())
+        assert all("master_param" not in entry for entry in program["before"].state.values())
 
 
 def test_every_block_of_the_page_on_megengine_runs():
@@ -92,3 +98,4 @@ def test_every_test_that_the_readme_names_is_there():
 def test_the_table_of_speed_is_the_committed_result():
     tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
     assert tables["readme_with_table"]() == README, "run python benchmarks/tables.py"
+    assert tables["low_precision"]() == tables["LOW_PRECISION"].read_text(), "run python benchmarks/tables.py"
