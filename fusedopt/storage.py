@@ -33,7 +33,7 @@ class Kept:
     Attributes:
         dtype: Name of the elements' type; "uint8" are codes, which have a float32 scale for each block.
         finer: What keeps the rest of a parameter's value: "", or a key of `BESIDE_PARAMETER`.
-        codes: Of 8-bit values: "signed" or "unsigned"; else "".
+        codes: Of 8-bit values: a key of `eight_bits.CODES`; else "".
         stochastic: Whether values are rounded up or down at random, right on average; else to the nearest.
     """
 

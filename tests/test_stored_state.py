@@ -19,7 +19,8 @@ from devices import DEVICES
 from fusedopt import SGD, Adam, Optimizer, Parameter, spare
 from fusedopt.rules import Rule, Values, hyperparameter
 from fusedopt.schedules import Linear
-from fusedopt.storage import SMALL
+from fusedopt.storage import BLOCK, SMALL
+from storages import uncentered
 from test_state_dict import bits, contents
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -67,7 +68,7 @@ def takes(case: Any, storage: Any) -> bool:
     """Whether the rule's states can be kept so."""
     if storage.get("state_dtype") != "int8":
         return True
-    return all(state.codes for state in case.rule(**case.main).states()) and not case.main.get("centered")
+    return all(state.codes for state in case.rule(**uncentered(case.main)).states())
 
 
 def resumed_from(device: Any, kind: Any, options: Any, parameters: list[Parameter], state: Any) -> Any:
@@ -95,7 +96,8 @@ def test_a_resumed_run_is_the_same_run_with_every_storage(device, case, storage)
         with pytest.raises(ValueError, match=f"^{case.name}: int8 is too coarse for the state"):
             case.optimizer([Parameter(np.ones(2, BFLOAT16))], **case.main, **storage)
         return
-    options = {**case.main, **storage, "lr": Linear(1.0, 0.1, 8)}
+    main = uncentered(case.main) if storage.get("state_dtype") == "int8" else case.main
+    options = {**main, **storage, "lr": Linear(1.0, 0.1, 8)}
     parameters = parameters_of(device)
     optimizer = case.optimizer([{"params": parameters[:2]}, {"params": parameters[2:]}], **options)
     train(device, parameters, optimizer, range(3))
@@ -223,6 +225,22 @@ def test_state_dicts_hold_what_is_stored(device):
         "remainder": "int8",
     }
     assert list(optimizer.state[parameters[0]]) == list(large)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_no_number_shows_in_its_block_and_in_no_other(device, bad):
+    p = Parameter(device.array(np.ones(SMALL, BFLOAT16)), grad_dtype="float32")
+    optimizer = Adam([p], master_weights="split", state_dtype="int8")
+    gradient = np.ones(SMALL, np.float32)
+    for value in (bad, 1.0):
+        gradient[BLOCK + 5] = value
+        p.grad = device.array(gradient)
+        with np.errstate(all="ignore"):
+            state = optimizer.step().state_dict()["state"][0]
+    for name in ("exp_avg_scale", "exp_avg_sq_scale"):
+        assert np.flatnonzero(np.isnan(device.host(state[name]))).tolist() == [1]
+    lost = np.isnan(device.host(p.data).astype(np.float32))
+    assert np.flatnonzero(lost).tolist() == list(range(BLOCK, 2 * BLOCK))
 
 
 @pytest.mark.parametrize(("options", "shown"), [({"state_dtype": "int8"}, True), ({"kahan": True}, False)])

@@ -26,8 +26,9 @@ class State:
         when: The flag or switch that it depends on; None if it is always there.
         initial: What its elements are at first, when the parameter's first step begins: a number, or the name of a
             hyperparameter.
-        codes: How it is kept in 8 bits where that is asked for: "signed", or "unsigned" where it is never below zero
-            and what is not zero never becomes zero. None: it cannot be, since small differences of it decide.
+        codes: How it is kept in 8 bits where that is asked for: "signed"; or, where it is never below zero and what is
+            not zero never becomes zero, "unsigned" if it is made of squares and "magnitude" if of gradients as they
+            are. None: it cannot be, since small differences of it decide.
     """
 
     name: str
