@@ -1,4 +1,4 @@
-"""What NVRTC makes of every rule in every storage: nothing generic, nothing in local memory, registers for four blocks."""
+"""What NVRTC makes of every rule in every storage: nothing generic, nothing in local memory, not too many registers."""
 
 from __future__ import annotations
 
