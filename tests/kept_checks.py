@@ -172,3 +172,5 @@ def check_kept(array: Any) -> None:
             Steps(RestOptimizer, [INT8], {}, sizes=(4097,), values=ordinary),
         ):
             steps.check(lambda values: values.view(array))
+    with mock.patch.object(device, "CHUNK", 1024):  # where a lane has several tiles under way
+        Steps(fusedopt.Adam, [INT8], ADAM, sizes=(4225,), scalars=({}, {})).check(lambda values: values.view(array))
