@@ -16,6 +16,7 @@ from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
 from fusedopt.scheduled import loaded_steps, rules_in_force
 from fusedopt.state_dict import check_array, checked_entry, checked_groups
+from fusedopt.storage import BESIDE_PARAMETER
 from fusedopt.stored_arrays import StoredArray
 
 Array = np.ndarray[Any, Any]
@@ -48,6 +49,12 @@ def _on_host(value: Any) -> Any:
     return value.get() if hasattr(value, "get") else value
 
 
+def _received(key: str, value: Any) -> Any:
+    """What is saved under a key; of a remainder that `fusedopt.torch` wrote as bfloat16 its bits, which are an int16."""
+    of_torch = key == BESIDE_PARAMETER["split"][0] and getattr(getattr(value, "dtype", None), "name", "") == "bfloat16"
+    return value.view(np.int16) if of_torch else value
+
+
 class _Load:
     """What a state dict has for an arena: checked when it is made, and nothing changed; then filled in.
 
@@ -60,6 +67,8 @@ class _Load:
         self._moved: dict[int, Array] = {}  # values that parameters have after a conversion, by index
         self.entries: list[dict[str, Any] | None] = []
         for index, (parameter, entry) in enumerate(zip(arena.parameters, found)):
+            if isinstance(entry, Mapping):
+                entry = {key: _received(key, value) for key, value in entry.items()}
             if convert:
                 entry = self._converted(index, parameter, entry)
             array = partial(_array, parameter=parameter, rule=rule, stored=arena.stored)
