@@ -187,3 +187,23 @@ def _counted(found: dict[str, Any], rule: Rule) -> dict[str, Any]:
     if rule.counter_key is not None:
         return {"step": step, **found} if found or step else {}
     return found if step else {}  # states of age 0 hold nothing yet
+
+
+def axes_in_memory(array: Array) -> list[int]:
+    """Its axes, from that along which neighbours are farthest apart."""
+    return sorted(range(array.ndim), key=lambda axis: -array.strides[axis] if array.shape[axis] > 1 else 0)
+
+
+def lies_in_order(array: Array) -> bool:
+    """Whether elements follow one another in memory as their indices count."""
+    strides = [stride for stride, count in zip(array.strides, array.shape) if count > 1]
+    return strides == sorted(strides, reverse=True)
+
+
+def decoded_as_it_lies(codes: Array, scales: Array, state: State) -> Array:
+    """A state in 8 bits as float32. Its blocks follow one another in memory, as those of torch's channels_last do."""
+    axes = axes_in_memory(codes)
+    values, there = np.empty(codes.size, np.float32), np.empty(codes.shape, np.float32)
+    _read(Kept("uint8", codes=state.codes or ""), codes.transpose(axes), scales, values)
+    there.transpose(axes)[...] = values.reshape(there.transpose(axes).shape)
+    return there

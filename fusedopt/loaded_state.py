@@ -9,14 +9,22 @@ from typing import Any
 import numpy as np
 
 from fusedopt.arena import Arena
-from fusedopt.conversion import check_kept, converted, shape_of, storage_keys
+from fusedopt.conversion import (
+    CONVERT,
+    check_kept,
+    converted,
+    decoded_as_it_lies,
+    lies_in_order,
+    shape_of,
+    storage_keys,
+)
 from fusedopt.foreign_states import in_our_keys
 from fusedopt.groups import Group
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
 from fusedopt.scheduled import loaded_steps, rules_in_force
 from fusedopt.state_dict import check_array, checked_entry, checked_groups
-from fusedopt.storage import BESIDE_PARAMETER
+from fusedopt.storage import BESIDE_PARAMETER, SCALE
 from fusedopt.stored_arrays import StoredArray
 
 Array = np.ndarray[Any, Any]
@@ -85,6 +93,10 @@ class _Load:
             _check_shape(f"{what}: {key}", key, entry[key], parameter, rule)
             check_array(f"{what}: {key}", entry[key])
             entry[key] = _on_host(entry[key])
+        for state in rule.all_states():
+            codes, scales = entry.get(state.name), entry.get(f"{state.name}{SCALE}")
+            if state.codes and scales is not None and codes is not None and not lies_in_order(codes):
+                entry[state.name] = decoded_as_it_lies(codes, entry.pop(f"{state.name}{SCALE}"), state)
         found, moved = converted(what, entry, rule, self.arena.memory.host(parameter.data))
         if moved is not None:
             self._moved[index] = moved
@@ -129,6 +141,11 @@ def _array(what: str, key: str, value: Any, parameter: Parameter, rule: Rule, st
     _check_shape(what, key, value, parameter, rule)
     check_array(what, value)
     check_kept(what, key, value.dtype.name, stored)
+    if value.dtype == np.uint8 and not lies_in_order(value):
+        raise ValueError(
+            f"{what} has codes that lie in memory in another order than here, as those of a channels_last tensor, and "
+            f"the blocks that share a scale with them; convert it: {CONVERT}."
+        )
     return value
 
 
