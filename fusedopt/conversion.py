@@ -43,7 +43,8 @@ def choice_for(key: str, dtype: str) -> str:
     if key == "compensation":
         return "kahan=True"
     if key in PARAMETER_KEYS:
-        return f"master_weights={FINER.get((key, dtype), 'float32')!r}"
+        finer = FINER.get((key, dtype))
+        return f"master_weights={finer!r}" if finer else ""
     name = "int8" if dtype == "uint8" or key.endswith(SCALE) else dtype
     return f"state_dtype={name!r}" if name in STATE_DTYPES else ""
 
@@ -108,7 +109,7 @@ def converted(
             beside, moved = _parameter(f"{what}: {key}", key, entry[key], ours, data)
             found = {k: v for k, v in found.items() if k not in PARAMETER_KEYS} | beside
             break
-    return _counted(found, rule), moved
+    return counted(found, rule), moved
 
 
 def _state(
@@ -179,7 +180,7 @@ def _write(kept: Kept, values: Array, array: Array, beside: Array) -> None:
         pieces.write(values, first if whole else pieces.Piece(nearest, first, second, 0, None, 0))
 
 
-def _counted(found: dict[str, Any], rule: Rule) -> dict[str, Any]:
+def counted(found: dict[str, Any], rule: Rule) -> dict[str, Any]:
     """With a step where steps are counted for random rounding alone, and without where they are not."""
     if rule.step_key is not None:
         return found

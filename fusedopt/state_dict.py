@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fusedopt.arena import NO_HISTORY, Arena
-from fusedopt.conversion import CONVERT, storage_keys
+from fusedopt.conversion import CONVERT, counted, storage_keys
 from fusedopt.groups import Group, changed_rule
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
@@ -194,6 +194,9 @@ def checked_entry(
     if not isinstance(entry, Mapping):
         raise TypeError(f"the state of {described} must be a dict, got {type(entry).__name__}.")
     entry = {key: value for key, value in entry.items() if value is not None}
+    if "step" in entry and rule.step_key is None:
+        entry["step"] = _number(f"the state of {described}: step", entry["step"], whole=True)
+    entry = counted(entry, rule) if entry else entry
     if not entry:
         return None
     what, states = f"the state of {described}", [state.name for state in rule.all_states()]
