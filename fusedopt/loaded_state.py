@@ -58,7 +58,7 @@ def _on_host(value: Any) -> Any:
 
 
 def _received(key: str, value: Any) -> Any:
-    """What is saved under a key; of a remainder that `fusedopt.torch` wrote as bfloat16 its bits, which are an int16."""
+    """What is saved under a key; of a remainder that `fusedopt.torch` wrote as bfloat16 the bits, as int16."""
     of_torch = key == BESIDE_PARAMETER["split"][0] and getattr(getattr(value, "dtype", None), "name", "") == "bfloat16"
     return value.view(np.int16) if of_torch else value
 

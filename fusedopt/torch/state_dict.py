@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -52,8 +52,27 @@ def written(state: State, groups: Sequence[Mapping[str, Any]], counters: Mapping
     return copied
 
 
-def sendable(entry: Any) -> Any:
-    """A parameter's state, of types that processes can send to one another."""
+def state_dict(
+    state: State, groups: Sequence[Mapping[str, Any]], counters: Mapping[torch.Tensor, Counter]
+) -> dict[str, Any]:
+    """State and options, of types that processes can send to one another, with parameters by their numbers."""
+    numbers: dict[int, int] = {}
+    for p in chain.from_iterable(group["params"] for group in groups):
+        numbers.setdefault(id(p), len(numbers))
+    return {
+        "state": {
+            numbers[id(p)] if isinstance(p, torch.Tensor) else p: _sendable(entry)
+            for p, entry in written(state, groups, counters).items()
+        },
+        "param_groups": [
+            {key: value for key, value in group.items() if key != "params"}
+            | {"params": [numbers[id(p)] for p in group["params"]]}
+            for group in groups
+        ],
+    }
+
+
+def _sendable(entry: Any) -> Any:
     return {key: sent(key, value) for key, value in entry.items()} if isinstance(entry, Mapping) else entry
 
 
