@@ -17,11 +17,19 @@ from fusedopt.scheduled import loaded_steps, rules_in_force
 from fusedopt.state_dict import checked_entry, checked_groups
 from fusedopt.storage import SCALE
 from fusedopt.stored_arrays import StoredArray
-from fusedopt.torch.conversion import converted_entry, stored_beside
+from fusedopt.torch.conversion import check_codes, converted_entry, stored_beside
 from fusedopt.torch.groups import checked_rule
 from fusedopt.torch.schedules import Followed
 from fusedopt.torch.slots import Counter
-from fusedopt.torch.storages import BESIDE, is_scale, like_scale, received, scale_shape, sent, start_again
+from fusedopt.torch.storages import (
+    BESIDE,
+    is_scale,
+    like_scale,
+    received,
+    scale_shape,
+    sent,
+    start_again,
+)
 from fusedopt.torch.tensors import DTYPES, has_order, is_plain, local, memory_order, storable
 
 State = Mapping[torch.Tensor, Mapping[str, Any]]
@@ -190,6 +198,7 @@ class _Load:
         if isinstance(found, Mapping):
             found = {key: received(key, value) for key, value in found.items() if value is not None}
             if found and p.dtype in DTYPES:
+                check_codes(f"the state of {described}", found, rule, p)
                 self._stored = stored_beside(rule, p, found)
                 found = self._converted(described, found) if convert else found
         self.entry = checked_entry(found, rule, described, self._tensor)

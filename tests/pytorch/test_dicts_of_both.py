@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from storage_workers import STORAGES
 from test_torch_storages import OPTIONS, contents, made, params, resumed, step
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import fusedopt
+import fusedopt.torch
 
 ORDER = ((16, 32, 3, 3), (65, 128))
 
@@ -77,3 +82,22 @@ def test_codes_in_another_order_are_refused_over_arrays_and_read_in_it_where_the
     core.load_state_dict(saved, convert=True)
     step_of = core.state_dict()["state"][0]["step"]
     assert step_of == 3
+
+
+@pytest.fixture
+def mesh():
+    """Two processes, of which this is one."""
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    yield DeviceMesh("cpu", [0, 1])
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("convert", [False, True])
+def test_codes_that_no_shard_can_read_say_how_they_are_brought_there(mesh, convert):
+    first = made("AdamW", "split24, int8", ((40, 130),))
+    step(first, range(2))
+    shared = [torch.nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])) for p in params(first)]
+    sharded = fusedopt.torch.AdamW(shared, **STORAGES["split24, int8"])
+    with pytest.raises(ValueError, match=r"'exp_avg' in 8 bits, .* over plain tensors first, .* state_dtype='float32'"):
+        sharded.load_state_dict(first.state_dict(), convert=convert)
+    assert not sharded.state
