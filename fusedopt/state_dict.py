@@ -228,7 +228,7 @@ def _number(what: str, value: Any, whole: bool) -> float:
         if isinstance(value, (str, bytes)):
             raise TypeError
         number = float(value.item() if hasattr(value, "item") else value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # the last is torch's, of a tensor with several elements
         raise TypeError(f"{what} must be a number, got {value!r}.") from None
     if whole and not (number >= 0 and number == np.floor(number) and number < 2**53):
         raise ValueError(f"{what} must be a whole number from 0, got {value!r}.")

@@ -675,3 +675,13 @@ def test_steps_that_were_counted_for_random_rounding_alone_are_left_where_none_a
     step(first, range(2, 4))
     step(second, range(2, 4))
     assert torch.equal(params(first)[0], params(second)[0])
+
+
+def test_a_step_of_several_numbers_is_an_error_that_names_it():
+    optimizer = made("AdamW", "split", ((7,),))
+    step(optimizer, range(1))
+    saved, before = copy.deepcopy(optimizer.state_dict()), contents(optimizer)
+    saved["state"][0]["step"] = torch.zeros(3)
+    with pytest.raises(TypeError, match=r"of parameter '0' \(shape \(7,\)\): step must be a number, got tensor"):
+        optimizer.load_state_dict(saved)
+    assert contents(optimizer) == before
