@@ -29,8 +29,10 @@ struct Launch {
   unsigned long long stage;           // which of the stages this launch is
 };
 
-// What a block keeps while it stays in one span.
+// What a block keeps while it stays in one span, and its chunk: in registers, that would be 3 of the 64.
 struct Shared {
+  Chunk chunk;
+  bool entered;  // whether the chunk before was in another span
   Span span;
   // An even number, and not none: after an odd one, doubles of AdamW with amsgrad spill on sm_100.
   double hyperparameters[HYPERPARAMETERS / 2 * 2 + 2];
@@ -51,7 +53,8 @@ __device__ inline double hyperparameter(const Launch& launch, unsigned long long
 __device__ inline void read_hyperparameters(const Launch& launch, Shared& shared) {
   const unsigned long long row = 1ull * shared.span.group * HYPERPARAMETERS;
 #pragma unroll 1
-  for (unsigned i = threadIdx.x; i < HYPERPARAMETERS; i += 32) shared.hyperparameters[i] = hyperparameter(launch, row + i);
+  for (unsigned i = thread_of_block(); i < HYPERPARAMETERS; i += 32)
+    shared.hyperparameters[i] = hyperparameter(launch, row + i);
   __syncwarp();
 }
 
@@ -81,13 +84,14 @@ template <class Variant> __device__ constexpr unsigned tiles_at_once(unsigned in
 
 // Lane t of a warp owns elements 4t to 4t+3 of each tile of 128, counted from the span's start, whatever the alignment.
 template <class Variant>
-__device__ inline void sweep(const Launch& launch, const Chunk& chunk, Shared& shared, bool entered) {
+__device__ inline void sweep(const Launch& launch, Shared& shared) {
+  const Chunk& chunk = shared.chunk;
   constexpr unsigned WIDTH = Elements<Variant>::WIDTH, TILES = tiles_at_once<Variant>();
   // Of 8-bit states a warp finds the scale of its tile together: those at whose elements the chunk has ended go with it.
   constexpr unsigned TOGETHER = Stored<Variant>::blocks ? ~127u : ~0u;
   const bool aligned = Stored<Variant>::aligned(shared.span, chunk.first);
-  unsigned i = 4 * threadIdx.x;
-  if (entered) {  // memory is at work while one thread computes the constants
+  unsigned i = 4 * thread_of_block();
+  if (shared.entered) {  // memory is at work while one thread computes the constants
     if (i < chunk.count) Stored<Variant>::prefetch(shared.span, chunk.first + i);
     if constexpr (Variant::summed != 0) add_up<Variant>(shared.sums);
     if (threadIdx.x < 32) read_hyperparameters(launch, shared);
@@ -115,21 +119,25 @@ __device__ inline void sweep(const Launch& launch, const Chunk& chunk, Shared& s
     stored.decode(elements.value);
     elements.load_means(shared.sums.reduced, first, lanes);
     elements.update(constants);
+    // Before the others are rounded, so that it is in no register by then.
+    if (launch.write_back) stored.others.write_back(shared.span, first, elements.value, wide, lanes);
     stored.encode(elements.value, shared.draw, first, lanes);
     forget_shared_memory();
     stored.store(shared.span, first, wide, lanes);
-    if (launch.write_back) stored.others.write_back(shared.span, first, elements.value, wide, lanes);
 #pragma unroll
     for (unsigned tile = 1; tile < TILES; tile++) tiles[tile - 1] = tiles[tile];
     loaded--;
   }
 }
 
-// A block's first look at a span. Nobody is in the one before any more.
-__device__ inline void enter(const Launch& launch, unsigned span, Shared& shared) {
+// A block's next chunk, by its number: 32 bits, since a table of more would be 64 GB. Nobody is in the one before any more.
+__device__ inline void take(const Launch& launch, unsigned c, Shared& shared) {
   if (threadIdx.x == 0) {
-    shared.span = launch.spans[span];
-    if (STAGES) shared.sums.reduced = launch.reduced[span];
+    const Chunk chunk = launch.chunks[c];
+    shared.entered = c == blockIdx.x || chunk.span != shared.chunk.span;
+    shared.chunk = chunk;
+    if (shared.entered) shared.span = launch.spans[chunk.span];
+    if (STAGES && shared.entered) shared.sums.reduced = launch.reduced[chunk.span];
   }
   __syncthreads();
 }
@@ -145,15 +153,11 @@ extern "C" __global__ void __launch_bounds__(256, 4) fused_step(const Launch lau
   SHARED(Shared, shared);
   if (launch.found_inf && *launch.found_inf != 0) return;  // a skipped step changes nothing, the counters included
   forget_sums(shared);
-  unsigned current = ~0u;
-  for (unsigned long long c = blockIdx.x; c < launch.count; c += gridDim.x) {
-    const Chunk chunk = launch.chunks[c];
-    const bool entered = chunk.span != current;
-    current = chunk.span;
-    if (entered) enter(launch, chunk.span, shared);
+  for (unsigned c = blockIdx.x; c < launch.count; c += gridDim.x) {
+    take(launch, c, shared);
     const Span& span = shared.span;
     switch (span.variant) {
-#define SWEEP(Variant) sweep<Variant>(launch, chunk, shared, entered)
+#define SWEEP(Variant) sweep<Variant>(launch, shared)
       EACH_VARIANT(SWEEP)
     }
     // The last chunk of a span advances its counters. Thread 0 has read them before it takes its ticket.

@@ -61,8 +61,9 @@ template <class Stage> struct Columns {
 
 // A warp takes run after run: a segment of the tensor, or a whole row of it, segment after segment.
 template <class Stage>
-__device__ inline void sum_runs(const Launch& launch, const Chunk& chunk, Shared& shared, bool entered) {
-  if (entered) {
+__device__ inline void sum_runs(const Launch& launch, Shared& shared) {
+  const Chunk& chunk = shared.chunk;
+  if (shared.entered) {
     if constexpr (Stage::summed != 0) add_up<Stage>(shared.sums);
     if (threadIdx.x < 32) read_hyperparameters(launch, shared);
     if (threadIdx.x == 0) prepare<Stage>(launch, shared);
@@ -101,14 +102,10 @@ extern "C" __global__ void __launch_bounds__(256, 4) fused_sums(const Launch lau
   SHARED(Shared, shared);
   if (launch.found_inf && *launch.found_inf != 0) return;  // nobody will ask
   forget_sums(shared);
-  unsigned current = ~0u;
-  for (unsigned long long c = blockIdx.x; c < launch.count; c += gridDim.x) {
-    const Chunk chunk = launch.chunks[c];
-    const bool entered = chunk.span != current;
-    current = chunk.span;
-    if (entered) enter(launch, chunk.span, shared);
+  for (unsigned c = blockIdx.x; c < launch.count; c += gridDim.x) {
+    take(launch, c, shared);
     switch (shared.span.variant * STAGES + unsigned(launch.stage)) {
-#define SUM_RUNS(Stage) sum_runs<Stage>(launch, chunk, shared, entered)
+#define SUM_RUNS(Stage) sum_runs<Stage>(launch, shared)
       EACH_STAGE(SUM_RUNS)
     }
     __syncthreads();  // the next chunk may be of another span

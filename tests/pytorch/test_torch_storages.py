@@ -685,3 +685,12 @@ def test_a_step_of_several_numbers_is_an_error_that_names_it():
     with pytest.raises(TypeError, match=r"of parameter '0' \(shape \(7,\)\): step must be a number, got tensor"):
         optimizer.load_state_dict(saved)
     assert contents(optimizer) == before
+
+
+def test_a_buffer_that_is_turned_on_later_starts_from_the_gradient():
+    optimizer = made("SGD", shapes=((2,),), momentum=0.0, dampening=0.5, stochastic_rounding=True)
+    step(optimizer, range(3))
+    optimizer.param_groups[0]["momentum"] = 0.9
+    step(optimizer, range(3, 4))
+    (p,) = params(optimizer)
+    assert torch.equal(optimizer.state[p]["momentum_buffer"], p.grad)
