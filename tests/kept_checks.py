@@ -164,7 +164,7 @@ class RestOptimizer(fusedopt.Optimizer, rule=Rest): ...
 
 
 def check_kept(array: Any) -> None:
-    """A few ways, in chunks of so few tiles that a block walks over many spans; `array` is a type of emulated arrays."""
+    """A few ways, in chunks so small that a block walks over many spans; `array` is a type of emulated arrays."""
     with mock.patch.object(device, "CHUNK", 512):
         for steps in (
             Steps(fusedopt.Adam, FEW, ADAM, sizes=(1, 129, 300, 4225)),
