@@ -16,7 +16,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 CLASSES = string.ascii_letters + string.digits
 FONTS = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif", "STIXGeneral")
 SIZE = 16  # pixels of a side; glyphs have 15 at most
-NOISE = 0.2  # deviation of a pixel, of ink from 0 to 1: some letters cannot be told apart
+NOISE = 0.4  # deviation of a pixel, of ink from 0 to 1: some letters cannot be told apart
 
 
 class Typefaces(NamedTuple):
@@ -55,11 +55,12 @@ def typefaces() -> Typefaces:
 
 
 def batch(seed: tuple[int, ...], count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (count, 1, SIZE, SIZE) at random places under noise, and their classes: the same for one seed."""
+    """Pictures (count, 1, SIZE, SIZE) near the middle under noise, and their classes: the same for one seed."""
     random = np.random.default_rng(seed)
     ink, sizes = typefaces()
     faces, classes = random.integers(0, len(ink), count), random.integers(0, len(CLASSES), count)
-    down, right = random.integers(0, SIZE - sizes[faces, classes] + 1).T
+    free = SIZE - sizes[faces, classes]
+    down, right = np.clip(free // 2 + random.integers(-1, 2, free.shape), 0, free).T
     rows = (np.arange(SIZE) - down[:, None]) % SIZE
     columns = (np.arange(SIZE) - right[:, None]) % SIZE
     moved = ink[faces[:, None, None], classes[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -66,7 +66,7 @@ def _master(state: Any, parameter: Any) -> Array:
         return _array(state["master_param"])
     seen, remainder = _array(parameter.data), _array(state["remainder"])
     found = np.empty(seen.shape, np.float32)
-    joined(seen, remainder, found)
+    joined(seen.reshape(-1), remainder.reshape(-1), found.reshape(-1))
     return found
 
 

@@ -59,8 +59,7 @@ def table(found: Results, recipes: Sequence[Recipe]) -> str:
 
 def spread(found: Results, recipe: Recipe) -> str:
     """The reference's loss: mean and standard deviation over the seeds."""
-    values = list(losses(found, recipe, FLOAT32).values())
-    return f"{statistics.mean(values):.3f} ± {deviation(values):.3f}"
+    return with_spread(list(losses(found, recipe, FLOAT32).values()), ".3f")
 
 
 def cell(found: Results, recipe: Recipe, choice: Choice) -> str:
@@ -68,29 +67,33 @@ def cell(found: Results, recipe: Recipe, choice: Choice) -> str:
     percent = apart(found, recipe, choice)
     if not percent:
         return ""
-    text = f"{statistics.mean(percent):+.2f} ± {deviation(percent):.2f}"
+    text = with_spread(percent, "+.2f")
     return f"**{text}**" if statistics.mean(percent) > ALLOWED else text
 
 
-def deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def with_spread(values: Sequence[float], form: str) -> str:
+    """Their mean, and their standard deviation where there are several."""
+    mean = format(statistics.mean(values), form)
+    return f"{mean} ± {format(statistics.stdev(values), form.lstrip('+'))}" if len(values) > 1 else mean
 
 
 def masters(found: Results) -> str:
-    """What the comparison of masters has found, in sentences."""
-    return "\n".join(map(_sentences, found["masters"]))
-
-
-def _sentences(one: Mapping[str, Any]) -> str:
-    each = one["elements"] // max(1, one["unequal_seen"])
-    return (
-        f"{one['task'].capitalize()}, {one['optimizer']}, {one['steps']:,} steps, the same gradients for all: of"
-        f" {one['elements']:,} weights, {one['unequal']['float32']:,} of the float32 master and"
-        f" {one['unequal']['split']:,} of the split one are not to the bit what float32 weights are.\n"
-        f"The bfloat16 that the model sees is another one in {one['unequal_seen']:,}, one of {each:,}: these lie in the"
-        f" middle of two, from where one master is rounded to even and the other away from zero.\n"
-        f"A weight of the 24-bit master is {one['split24_distance']:.1e} of the largest one away at the end, at most."
-    )
+    """A row for each comparison of masters."""
+    lines = [
+        "| the same gradients for all | weights, over all steps | float32 master unequal | split master unequal |"
+        " other bfloat16 seen | split24: furthest |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for one in found["masters"]:
+        cells = (
+            f"{one['task']}, {one['optimizer']}, {one['steps']:,} steps",
+            f"{one['elements']:,}",
+            *(f"{count:,}" for count in one["unequal"].values()),
+            f"{one['unequal_seen']:,} (one in {one['elements'] // max(1, one['unequal_seen']):,})",
+            f"{one['split24_distance']:.1e}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def moments(found: Results) -> str:
@@ -102,8 +105,11 @@ def moments(found: Results) -> str:
 def about(found: Results) -> str:
     """Where and when."""
     runs, made = found["runs"].values(), found["about"]
-    minutes = sum(run["seconds"] for run in runs) / 60
-    return f"{len(runs)} trainings, {minutes:.0f} minutes of one core in all ({made['cpu']}, {made['date'][:10]})."
+    seeds, minutes = len({run["seed"] for run in runs}), sum(run["seconds"] for run in runs) / 60
+    return (
+        f"{len(runs)} trainings, {seeds} seed{'s' * (seeds > 1)}, {minutes:.0f} minutes of one core in all"
+        f" ({made['cpu']}, {made['date'][:10]})."
+    )
 
 
 def page_with_tables(found: Results) -> str:

@@ -23,14 +23,13 @@ from record import ROOT, digest
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 WARM_UP = 20  # a training has so many times as many steps as its warm-up
 POINTS = 15  # of a curve
-# What decides the numbers, beside the optimizer, whose own numbers `made_of` tries out.
-SOURCES = tuple(
-    ROOT / name
-    for name in (
-        *("benchmarks/quality_tasks.py", "benchmarks/quality_glyphs.py"),
-        *("fusedopt/cli/character_model.py", "fusedopt/cli/torch_demo.py"),
-    )
-)
+# What decides a task's numbers, beside the optimizer, whose own numbers `made_of` tries out.
+TEXT = ("benchmarks/quality_tasks.py", "fusedopt/cli/character_model.py")
+SOURCES = {
+    "characters": TEXT,
+    "transformer": (*TEXT, "fusedopt/cli/torch_demo.py"),
+    "glyphs": ("benchmarks/quality_tasks.py", "benchmarks/quality_glyphs.py"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +211,6 @@ def made_of(recipe: Recipe, choice: Choice) -> str:
     tried = weights(recipe, choice, [random.standard_normal(8192).astype(np.float32)], 0, 20)
     for step in range(20):
         tried.step([(random.standard_normal(8192) * 10.0 ** (step % 3)).astype(np.float32)])
-    texts = [(path.name, path.read_text()) for path in SOURCES]
+    texts = [(name, (ROOT / name).read_text()) for name in SOURCES[recipe.task]]
     about = repr((recipe.lr, recipe.options, recipe.tensors, choice, WARM_UP, POINTS))
     return digest([*texts, ("about", about), ("tried", tried.values()[0].tobytes().hex())])[:16]

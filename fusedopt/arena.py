@@ -10,7 +10,7 @@ import numpy as np
 
 from fusedopt.layout import Changes, HasRule, Memory, Presence, offsets_of
 from fusedopt.rounding import widen
-from fusedopt.storage import MASTER, Storage, blocks_of, keys_of, storage_of
+from fusedopt.storage import MASTER, SMALL, Storage, blocks_of, keys_of, storage_of
 from fusedopt.stored_arrays import StoredArray, stored_arrays
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Arena:
         self._block_offsets, self._blocks = offsets_of([blocks_of(size) for size in self.sizes], 4)
         self.data, self.gradients = memory.zeros(length, self.dtype), memory.zeros(length, self.grad_dtype)
         self.states: dict[str, Any] = {}
-        self._rule: Rule | None = None  # that `storage` and `stored` were asked of last
+        self._rule: Rule | None = None  # that `storage`, `stored` and `keys` were asked of last
         self.initial = np.array([0.0, *group.rule.scalar_state.values(), 0.0])
         self.counters = memory.asarray(np.tile(self.initial, (len(parameters), 1)))
         self.presence = Presence(len(parameters), changes)
@@ -59,10 +59,12 @@ class Arena:
 
     def _follow_rule(self) -> None:
         """Find out how things are kept with the group's rule as it is now."""
-        rule, dtype, size = self.group.rule, self.dtype.name, max(self.sizes)
+        rule = self.group.rule
         if rule is not self._rule:
+            dtype, size = self.dtype.name, max(self.sizes)
             self._storage = storage_of(rule, dtype, self.grad_dtype.name, size)
             self._stored = stored_arrays(rule, dtype, size)
+            self._keys = keys_of(rule, self._storage)
             self._rule = rule
 
     @property
@@ -80,7 +82,8 @@ class Arena:
     @property
     def keys(self) -> tuple[str, ...]:
         """State dict keys of all that a step needs beside parameters and gradients, in a span's order."""
-        return keys_of(self.group.rule, self.storage)
+        self._follow_rule()
+        return self._keys
 
     def take_parameters(self) -> None:
         """Move the parameters' values and gradients into the buffers."""
@@ -111,11 +114,13 @@ class Arena:
     def state(self, key: str) -> Any:
         """The flat buffer of what is kept under a key; when it is new, full of what it starts from."""
         if key not in self.states:
-            stored = self.stored[key]
+            rule, stored = self.group.rule, self.stored[key]
             self.states[key] = self.memory.zeros(self.length(key), np.dtype(stored.dtype))
-            if stored.initial != 0:
-                with self.memory.here():
+            with self.memory.here():
+                if stored.initial != 0:
                     self.states[key].fill(stored.initial)
+                if rule.step_key is None and key in rule.kept_states:  # it is of age 0, whatever was counted
+                    self.counters[:, 0] = 0
         return self.states[key]
 
     def bytes_of(self, key: str) -> int:
@@ -164,10 +169,12 @@ def arenas_of(group: Any, memories: Sequence[Memory], changes: Changes, first: i
         memories: Of each of its parameters.
         first: Number of its first parameter in the optimizer.
     """
-    members: dict[tuple[str, Storage], list[int]] = {}
+    rule = group.rule
+    coded = any(rule.state_dtype_of(state.name) == "int8" for state in rule.all_states())  # or will be, by a flag
+    members: dict[tuple[Any, ...], list[int]] = {}
     for place, (parameter, memory) in enumerate(zip(group["params"], memories)):
-        kept = storage_of(group.rule, parameter.dtype.name, parameter.grad_dtype.name, parameter.size)
-        members.setdefault((memory.device, kept), []).append(place)
+        small = coded and parameter.size < SMALL  # which has no codes
+        members.setdefault((memory.device, parameter.dtype, parameter.grad_dtype, small), []).append(place)
     return [
         Arena(memories[some[0]], group, [group["params"][i] for i in some], changes, [first + i for i in some])
         for some in members.values()

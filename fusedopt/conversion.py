@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 CONVERT = "load_state_dict(state, convert=True)"
 # What keeps the rest of a parameter, by the state dict key and dtype of what it keeps.
 FINER = {(key, dtype): finer for finer, (key, dtype) in BESIDE_PARAMETER.items()}
-PARAMETER_KEYS = tuple(dict.fromkeys(key for key, _ in BESIDE_PARAMETER.values()))
+PARAMETER_KEYS = dict.fromkeys(key for key, _ in BESIDE_PARAMETER.values()).keys()
 
 
 def storage_keys(rule: Rule) -> set[str]:
@@ -145,7 +145,7 @@ def _parameter(what: str, key: str, saved: Array, ours: Kept, data: Array) -> tu
     theirs = FINER.get((key, saved.dtype.name)) or FINER.get((key, ""))
     if theirs is None or (theirs == "kahan" and saved.dtype != data.dtype):
         raise TypeError(f"{what} has dtype {saved.dtype}, which no storage has for {data.dtype} parameters.")
-    if theirs == ours.finer:
+    if theirs == ours.finer and key != MASTER:  # which its parameter is the rounding of, whatever it was
         return {key: saved}, None
     if ours.dtype not in ("float16", "bfloat16"):
         if key == MASTER and np.array_equal(saved.reshape(data.shape), data, equal_nan=True):
@@ -183,7 +183,12 @@ def _counted(found: dict[str, Any], rule: Rule) -> dict[str, Any]:
     """With a step where steps are counted for random rounding alone, and without where they are not."""
     if rule.step_key is not None:
         return found
-    step = float(found.pop("step", 1.0))
+    step = float(found.pop("step", age_of(found)))
     if rule.counter_key is not None:
         return {"step": step, **found} if found or step else {}
-    return found if step else {}  # states of age 0 hold nothing yet
+    return {key: found[key] for key in found if step or key in PARAMETER_KEYS}  # states of age 0 hold nothing yet
+
+
+def age_of(entry: Mapping[str, Any]) -> float:
+    """The least steps of a parameter whose saved state has no count of them: none where it has no states."""
+    return float(not entry.keys() <= PARAMETER_KEYS)

@@ -68,8 +68,9 @@ class Code:
         return magnitudes
 
 
-# The octaves of v are twice those of m: then sqrt(v) reaches as far down as m does.
-CODES = {"signed": Code(True, 1, 18), "unsigned": Code(False, 2, 17)}
+# What divides m reaches as far down as m does: a root of v, with twice the octaves, or a magnitude, with as many. Else
+# noise in a small m would be divided by what is far smaller.
+CODES = {"signed": Code(True, 1, 18), "unsigned": Code(False, 2, 17), "magnitude": Code(False, 1, 17)}
 
 
 @functools.cache

@@ -143,7 +143,10 @@ def _entry(entry: Mapping[str, Any], rule: Rule, what: str) -> Entry:
     read = _flat(entry)
     if "state1" in read:
         return _of_bitsandbytes(read, rule, what)
-    read = {key: value.dequantize().cpu() if _is_of_torchao(value) else value for key, value in read.items()}
+    narrow = {key for key, value in read.items() if _is_of_torchao(value)}
+    read = {key: value.dequantize().cpu() if key in narrow else value for key, value in read.items()}
+    if {"exp_avg", "exp_avg_sq"} <= narrow:
+        _zero_where_the_second_is(read["exp_avg"], read["exp_avg_sq"])
     if _dtype(read.get(MASTER)) == "int16":  # of TransformerEngine's store_param_remainders, and split as ours is
         read[BESIDE_PARAMETER["split"][0]] = read.pop(MASTER)
     return read
@@ -170,7 +173,14 @@ def _of_bitsandbytes(entry: Mapping[str, Any], rule: Rule, what: str) -> Entry:
     if rule.counter_key is None:
         read.pop("step", None)
     decoded = [_decoded(entry, i, f"{what}: state{i}") for i in range(1, len(theirs) + 1)]
+    if len(decoded) == 2 and all(_dtype(entry[key]) == "uint8" for key in theirs):
+        _zero_where_the_second_is(*decoded)
     return read | dict(zip(names, decoded))
+
+
+def _zero_where_the_second_is(first: Any, second: Any) -> None:
+    """In place: codes for 0 come soonest in a second moment, and m / eps is the end of a training there."""
+    first[second == 0] = 0
 
 
 def _decoded(entry: Mapping[str, Any], number: int, what: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fusedopt.arena import Arena
-from fusedopt.conversion import check_kept, converted, shape_of, storage_keys
+from fusedopt.conversion import age_of, check_kept, converted, shape_of, storage_keys
 from fusedopt.foreign_states import in_our_keys
 from fusedopt.groups import Group
 from fusedopt.parameter import Parameter
@@ -72,7 +72,7 @@ class _Load:
         if not isinstance(entry, Mapping) or not entry:
             return entry
         what, entry = f"the state of {parameter.described}", {k: v for k, v in entry.items() if v is not None}
-        for key in keys & entry.keys():
+        for key in [key for key in entry if key in keys]:  # in an order: of two errors, always the same one
             _check_shape(f"{what}: {key}", key, entry[key], parameter, rule)
             check_array(f"{what}: {key}", entry[key])
             entry[key] = _on_host(entry[key])
@@ -88,19 +88,20 @@ class _Load:
         histories: list[object] = []
         for index, entry in enumerate(self.entries):
             if entry is not None:
-                counters[index, 0] = 1.0 if rule.counter_key is None else entry[rule.counter_key]
+                counters[index, 0] = age_of(entry) if rule.counter_key is None else entry[rule.counter_key]
                 for column, name in enumerate(rule.scalar_state, 1):
                     counters[index, column] = entry[name]
             histories.append(None if entry is None else counters[index].tobytes())
-        with arena.memory.here():
-            arena.counters[...] = arena.memory.asarray(counters)
-            for index, values in self._moved.items():
-                arena.view(arena.data, index)[...] = arena.memory.asarray(values)
-        arena.join_cohorts(histories)
         self._fill_arrays()
+        with arena.memory.here():
+            arena.counters[...] = arena.memory.asarray(counters)  # after the arrays: new ones are of age 0
+        arena.join_cohorts(histories)
 
     def _fill_arrays(self) -> None:
         arena = self.arena
+        with arena.memory.here():
+            for index, values in self._moved.items():
+                arena.view(arena.data, index)[...] = arena.memory.asarray(values)
         loaded = {key for entry in self.entries if entry for key in entry} & arena.stored.keys()
         for key in sorted(loaded | set(arena.states)):
             host = np.full(arena.length(key), arena.stored[key].initial, arena.stored[key].dtype)

@@ -1,4 +1,4 @@
-"""Memory for values in between in what is done to a piece of an array: each thread makes it once and keeps it."""
+"""Memory for values in between in what is done to an array: of a piece, each thread makes it once and keeps it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 CACHE_LINE = 64  # bytes: an operation on arrays that straddle lines takes twice as long
+PIECE = 64 * 1024  # words: steps ask for no more; for a whole array, as conversions do, nothing is kept
 
 _kept = threading.local()
 
@@ -25,6 +26,8 @@ def spare(name: str, like: Any, count: int | None = None) -> Any:
     count = like.size if count is None else count
     if not isinstance(like, np.ndarray):
         return type(like)((count,), np.uint32)
+    if count > PIECE:
+        return np.empty(count, np.uint32)
     kept: dict[str, np.ndarray[Any, Any]] = _kept.__dict__
     if name not in kept or kept[name].size < count:
         memory = np.empty(4 * count + CACHE_LINE, np.uint8)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fusedopt.arena import NO_HISTORY, Arena
-from fusedopt.conversion import CONVERT, storage_keys
+from fusedopt.conversion import CONVERT, PARAMETER_KEYS, storage_keys
 from fusedopt.groups import Group, changed_rule
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
@@ -80,7 +80,9 @@ def state_dict(groups: Sequence[Group], arenas: Sequence[Sequence[Arena]]) -> di
         counters, states = host(arena.counters), {name: host(buffer) for name, buffer in arena.states.items()}
         for index, parameter in enumerate(arena.parameters):
             unused = arena.group.rule.counter_key is None and counters[index, 0] == 0
-            entry = _views(arena, index, counters, {} if unused else states)
+            beside = arena.storage.parameter.beside_key  # which has no age
+            held = {key: states[key] for key in states if key == beside} if unused else states
+            entry = _views(arena, index, counters, held)
             if arena.cohorts[index] != NO_HISTORY and entry:
                 state[numbers[id(parameter)]] = entry
     saved = [
@@ -207,8 +209,11 @@ def checked_entry(
         if str(getattr(entry.get(name), "dtype", "")).endswith("uint8") != (scale in entry):
             has, lacks = (scale, name) if scale in entry else (name, scale)
             raise KeyError(f"{what} has {has!r} and lacks {lacks!r}: codes of 8 bits are read with their scales.")
-    # A flag's state may be missing: the flag was turned on after the last step, and its state starts then.
-    for key in [*scalars, *(state.name for state in rule.all_states() if state.when is None)]:
+    # A flag's state may be missing: the flag was turned on after the last step, and its state starts then. All of them
+    # may where they have an age, which is 0 then.
+    unused = rule.counter_key is None and entry.keys() <= PARAMETER_KEYS
+    always = [] if unused else [state.name for state in rule.all_states() if state.when is None]
+    for key in [*scalars, *always]:
         if key not in entry:
             raise KeyError(f"{what} lacks {key!r}; it has {', '.join(map(repr, entry))}.")
     return {

@@ -33,7 +33,7 @@ class Kept:
     Attributes:
         dtype: Name of the elements' type; "uint8" are codes, which have a float32 scale for each block.
         finer: What keeps the rest of a parameter's value: "", or a key of `BESIDE_PARAMETER`.
-        codes: Of 8-bit values: "signed" or "unsigned"; else "".
+        codes: Of 8-bit values: a key of `eight_bits.CODES`; else "".
         stochastic: Whether values are rounded up or down at random, right on average; else to the nearest.
     """
 
@@ -219,8 +219,8 @@ def check_storage(rule: Rule, dtypes: Iterable[str], described: Sequence[str]) -
                 f"{name}: {finer} keeps a float32 as bfloat16 and a remainder, and {what} has float16; choose "
                 f"master_weights='float32', or bfloat16 parameters."
             )
-        narrow = [state for state, kept in rule.state_dtypes.items() if kept not in (None, "float32")]
-        if dtype == "float64" and narrow:
+        kept = [rule.state_dtype_of(state.name) for state in rule.all_states()]  # flags may turn on the others
+        if dtype == "float64" and not {None, "float32"}.issuperset(kept):
             raise ValueError(
                 f"{name}: state_dtype={rule.state_dtype!r} does not go with {what}, which has float64; choose "
                 f"state_dtype='float32' or None, or float32 parameters."

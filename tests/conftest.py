@@ -26,6 +26,11 @@ MISSING = [
     if importlib.util.find_spec(name) is None
 ]
 MISSING_FRAMEWORKS = [name for name in MISSING if name in ("transformers", "accelerate", "lightning")]
+if "hypothesis" not in MISSING:
+    import hypothesis
+
+    hypothesis.settings.register_profile("untimed", deadline=None)  # of a machine that others use, seconds say nothing
+    hypothesis.settings.load_profile("untimed")
 # test_state_dict.py needs hypothesis, and the test modules of fusedopt's command line need rich.
 NEEDED_BY = {
     "hypothesis": r"^from (hypothesis|test_state_dict) import",

@@ -39,7 +39,7 @@ def moments(shape: tuple[int, ...], count: int = 2) -> list[Array]:
 def of_bitsandbytes(
     shapes: list[tuple[int, ...]], count: int = 2, block: int | None = 256, nested: bool = True
 ) -> tuple[dict[str, Any], list[list[Array]]]:
-    """A state dict after 3 steps, in 8 bits from 4096 elements on; and each parameter's states in float32."""
+    """A state dict after 3 steps, in 8 bits from 4096 elements on; and each parameter's states as they load."""
     state: dict[int, Any] = {}
     decoded = []
     for index, shape in enumerate(shapes):
@@ -48,6 +48,8 @@ def of_bitsandbytes(
             small = values.size < 4096
             found, states[i] = ({f"state{i + 1}": values}, values) if small else quantized(values, i + 1, block)
             entry |= found
+        if count == 2 and not small:
+            states[0][states[1] == 0] = 0  # m / eps of it would be the end
         state[index] = {"step": 3, NESTED: entry} if nested else {"step": 3, **entry}
         decoded.append(states)
     group = {"lr": 0.01, **BETAS, "alpha": 0.0, "t_alpha": None, "params": list(range(len(shapes)))}

@@ -63,6 +63,11 @@ class Way:
         return storage_of(rule, self.dtype, self.gradient, size)
 
 
+def uncentered(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with which a rule's states may be 8 bits wide: of a variance, small differences decide."""
+    return {**options, "centered": False} if "centered" in options else dict(options)
+
+
 def every_way(rule: type[Rule], **others: Any) -> list[Way]:
     """All that a rule takes, but for those that come to the same storage as one before."""
     found: dict[Storage, Way] = {}

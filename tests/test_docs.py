@@ -14,7 +14,8 @@ from fusedopt import docs
 from fusedopt.cli import main
 from fusedopt.rules import Rule, State, Values, hyperparameter
 
-CUSTOM = (Path(__file__).parents[1] / "docs" / "custom_rules.md").read_text()
+ROOT = Path(__file__).parents[1]
+CUSTOM = (ROOT / "docs" / "custom_rules.md").read_text()
 BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", CUSTOM, re.DOTALL)
 
 
@@ -155,3 +156,22 @@ def test_a_row_says_what_each_flag_moves_and_keeps():
 def test_a_page_without_marks_is_refused():
     with pytest.raises(ValueError, match="has no marks <!-- table --> and <!-- /table -->"):
         docs.with_section("# Optimizers", "table", "")
+
+
+PAGES = [page for pattern in ("*.md", "docs/*.md", "benchmarks/*.md") for page in sorted(ROOT.glob(pattern))]
+
+
+def anchors_of(page):
+    """What a link may end with, as GitHub makes it of headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    """To files of this repository, pictures among them, and to their headings."""
+    links = re.findall(r"\]\((?!https?:)([^)\s#]*)(?:#([^)\s]*))?\)", page.read_text())
+    for path, anchor in links:
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors_of(target), f"{path}#{anchor}"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cases import ordinary
-from foreign_dicts import of_apex, of_bitsandbytes
+from foreign_dicts import NESTED, of_apex, of_bitsandbytes
 from fusedopt import LAMB, LARS, SGD, Adagrad, Adam, AdamW, Lion, NAdam, Optimizer, Parameter, RMSprop
 from fusedopt.foreign_states import in_our_keys
 from test_state_dict import bits, contents
@@ -73,6 +73,23 @@ def test_decoded_states_are_narrowed_only_where_that_is_asked_for():
     large, small = states_of(optimizer)
     assert large["exp_avg"].dtype == large["exp_avg_sq"].dtype == np.uint8
     assert bits(small["exp_avg"]) == bits(decoded[1][0])
+
+
+def test_what_bitsandbytes_second_moments_lost_moves_nothing():
+    """A code for 0 where the first moment is 0.1: m / eps would be a step of 1e7 learning rates."""
+    saved, _ = of_bitsandbytes(SHAPES)
+    entry = saved["state"][0][NESTED]
+    entry["state2"][...] = np.flatnonzero(entry["qmap2"] == 0)
+    before = copy.deepcopy(saved)
+    optimizer = optimizer_of(Adam)
+    optimizer.load_state_dict(saved)
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    p, _ = optimizer.parameters()
+    start = p.data.copy()
+    p.grad = np.zeros(p.shape, p.dtype)
+    optimizer.step()
+    assert bits(p.data) == bits(start)
+    assert bits(saved) == bits(before)
 
 
 NAMES = {SGD: "momentum_buffer", RMSprop: "square_avg", Adagrad: "sum", Lion: "exp_avg"}

@@ -154,5 +154,4 @@ def test_the_page_is_what_was_found() -> None:
     found = json.loads(quality.RESULT.read_text())
     page = quality_page.PAGE.read_text()
     assert quality_page.page_with_tables(found) == page, "run python benchmarks/quality.py --draw"
-    assert {run["seed"] for run in found["runs"].values()} == set(range(quality.SEEDS))
     assert quality_page.missed(found) == []

@@ -47,6 +47,8 @@ WRONG: tuple[Row, ...] = (
         "state_dtype='bfloat16' does not go with parameter 'w' .*, which has float64; choose state_dtype='float32'",
     ),
     ("Adam", "float64", {"state_dtype": {"exp_avg": "int8"}}, ValueError, "does not go with .* has float64"),
+    ("Adam", "float64", {"state_dtype": {"max_exp_avg_sq": "int8"}}, ValueError, "does not go with .* has float64"),
+    ("SGD", "float64", {"state_dtype": "bfloat16"}, ValueError, "does not go with .* has float64"),  # without momentum
     (
         *("Adam", "float32", {"state_dtype": "bf16"}, ValueError),
         "^Adam: state_dtype must be one of None, 'float32', 'bfloat16', 'float16', 'int8', got 'bf16'",

@@ -15,7 +15,7 @@ from fusedopt.backends.device import CHUNK
 from fusedopt.storage import BLOCK
 from kept_checks import ADAM, FEW, SIZES, Steps, arrays_of, blocks, check_kept
 from step_checks import GEOMETRIES, misaligned, same_results
-from storages import Way, covering, every_way
+from storages import Way, covering, every_way, uncentered
 
 devices = pytest.mark.parametrize("device", ["emulated", CUDA], indirect=True)
 MOMENTUM = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
@@ -70,8 +70,9 @@ def test_sizes_around_lanes_blocks_and_chunks_have_numpy_s_bits(device):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if not case.rule.procedure], ids=lambda case: case.name)
 def test_every_rule_kept_in_every_way_has_numpy_s_bits(device, case):
-    ways = covering(every_way(case.rule, **case.main))
-    Steps(case.optimizer, ways, case.main, (3, (5, 1030)), ({}, {})).check(device.array)
+    options = uncentered(case.main)
+    ways = covering(every_way(case.rule, **options))
+    Steps(case.optimizer, ways, options, (3, (5, 1030)), ({}, {})).check(device.array)
 
 
 @devices

@@ -13,6 +13,7 @@ from cases import CASES, Plain, assert_same_bits, extreme, ordinary
 from devices import NUMBA
 from fusedopt.eight_bits import CODES, encoded_constant
 from fusedopt.storage import SMALL, Kept, storage_of
+from storages import uncentered
 
 # A title, the parameter's and the gradient's dtype, and the options: each way to keep anything is in some.
 STORAGES = {
@@ -36,11 +37,12 @@ each_storage = pytest.mark.parametrize("storage", STORAGES)
 
 def options_of(case, storage):
     """The options of a case in a storage, with those states in float32 that cannot be kept in 8 bits."""
-    options = STORAGES[storage][2]
+    options, main = STORAGES[storage][2], case.main
     if options.get("state_dtype") == "int8":
-        states = case.rule(**case.main).states()
+        main = uncentered(main)
+        states = case.rule(**main).states()
         options = {**options, "state_dtype": {s.name: "int8" if s.codes else "float32" for s in states}}
-    return {**case.main, **options}
+    return {**main, **options}
 
 
 class Stored(Plain):

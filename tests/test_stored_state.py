@@ -16,10 +16,11 @@ import pytest
 import fusedopt
 from cases import CASES
 from devices import DEVICES
-from fusedopt import SGD, Adam, Optimizer, Parameter
+from fusedopt import SGD, Adam, Optimizer, Parameter, spare
 from fusedopt.rules import Rule, Values, hyperparameter
 from fusedopt.schedules import Linear
-from fusedopt.storage import SMALL
+from fusedopt.storage import BLOCK, SMALL
+from storages import uncentered
 from test_state_dict import bits, contents
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -67,7 +68,7 @@ def takes(case: Any, storage: Any) -> bool:
     """Whether the rule's states can be kept so."""
     if storage.get("state_dtype") != "int8":
         return True
-    return all(state.codes for state in case.rule(**case.main).states()) and not case.main.get("centered")
+    return all(state.codes for state in case.rule(**uncentered(case.main)).states())
 
 
 def resumed_from(device: Any, kind: Any, options: Any, parameters: list[Parameter], state: Any) -> Any:
@@ -95,7 +96,8 @@ def test_a_resumed_run_is_the_same_run_with_every_storage(device, case, storage)
         with pytest.raises(ValueError, match=f"^{case.name}: int8 is too coarse for the state"):
             case.optimizer([Parameter(np.ones(2, BFLOAT16))], **case.main, **storage)
         return
-    options = {**case.main, **storage, "lr": Linear(1.0, 0.1, 8)}
+    main = uncentered(case.main) if storage.get("state_dtype") == "int8" else case.main
+    options = {**main, **storage, "lr": Linear(1.0, 0.1, 8)}
     parameters = parameters_of(device)
     optimizer = case.optimizer([{"params": parameters[:2]}, {"params": parameters[2:]}], **options)
     train(device, parameters, optimizer, range(3))
@@ -159,6 +161,36 @@ def test_copies_and_pickles_go_on_as_the_optimizer_does(device, storage):
         assert bits(other.state_dict()) == bits(optimizer.state_dict())
 
 
+@each_storage
+def test_what_keeps_parameters_finer_is_saved_without_any_state(device, storage):
+    parameters = parameters_of(device)
+    optimizer = SGD([{"params": parameters[:2]}, {"params": parameters[2:]}], lr=0.1, **storage)  # without momentum
+    train(device, parameters, optimizer, range(2))
+    copies, resumed = resumed_from(device, SGD, {"lr": 0.1, **storage}, parameters, optimizer.state_dict())
+    copied = copy.deepcopy(optimizer)
+    for some, of in ((parameters, optimizer), (copies, resumed), (list(copied.parameters()), copied)):
+        for group in of.param_groups:
+            group.update(momentum=0.9, dampening=0.5)
+        train(device, some, of, range(2, 4))
+    assert values_of(device, copies) == values_of(device, list(copied.parameters())) == values_of(device, parameters)
+    assert bits(resumed.state_dict()["state"]) == bits(optimizer.state_dict()["state"])
+    assert bits(copied.state_dict()["state"]) == bits(optimizer.state_dict()["state"])
+
+
+def test_a_state_that_a_flag_turns_on_later_is_kept_as_if_it_had_been_on(device):
+    later, before = (parameters_of(device, np.float32) for _ in range(2))
+    optimizer = SGD(later, lr=0.1, state_dtype="int8")
+    train(device, later, optimizer, range(1))
+    optimizer.param_groups[0]["momentum"] = 0.9
+    train(device, later, optimizer, range(2, 3))
+    other = SGD(before, lr=0.1, momentum=0.9, state_dtype="int8").init_state()
+    kept, like = (of.state_dict()["state"] for of in (optimizer, other))
+    assert [array.dtype for array in kept[1].values()] == [array.dtype for array in like[1].values()]
+    saved = optimizer.state_dict()
+    assert "seed" in saved["param_groups"][0]
+    assert bits(copy.deepcopy(optimizer).state_dict()) == bits(saved)
+
+
 def test_a_group_that_is_added_draws_what_it_would_have_drawn_from_the_start(device):
     """Noise is drawn for a parameter's number over all groups, whenever its group came."""
     some = [parameters_of(device)[:2] for _ in range(2)]
@@ -195,6 +227,22 @@ def test_state_dicts_hold_what_is_stored(device):
     assert list(optimizer.state[parameters[0]]) == list(large)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_no_number_shows_in_its_block_and_in_no_other(device, bad):
+    p = Parameter(device.array(np.ones(SMALL, BFLOAT16)), grad_dtype="float32")
+    optimizer = Adam([p], master_weights="split", state_dtype="int8")
+    gradient = np.ones(SMALL, np.float32)
+    for value in (bad, 1.0):
+        gradient[BLOCK + 5] = value
+        p.grad = device.array(gradient)
+        with np.errstate(all="ignore"):
+            state = optimizer.step().state_dict()["state"][0]
+    for name in ("exp_avg_scale", "exp_avg_sq_scale"):
+        assert np.flatnonzero(np.isnan(device.host(state[name]))).tolist() == [1]
+    lost = np.isnan(device.host(p.data).astype(np.float32))
+    assert np.flatnonzero(lost).tolist() == list(range(BLOCK, 2 * BLOCK))
+
+
 @pytest.mark.parametrize(("options", "shown"), [({"state_dtype": "int8"}, True), ({"kahan": True}, False)])
 def test_the_seed_is_saved_where_it_is_drawn_from(options, shown):
     optimizer = SGD([Parameter(np.ones(2, BFLOAT16))], momentum=0.9, **options)
@@ -220,6 +268,22 @@ def test_sgd_counts_its_steps_where_it_draws_and_its_buffer_starts_from_the_grad
     p.grad = device.array(np.ones(2, BFLOAT16))
     again.step()
     assert device.host(again.state[p]["momentum_buffer"]).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("storage", [{}, {"stochastic_rounding": True}])
+def test_a_buffer_that_is_turned_on_later_starts_from_the_gradient(device, storage):
+    p = Parameter(device.array(np.ones(2, BFLOAT16)))
+    optimizer = SGD([p], lr=0.0, dampening=0.5, **storage)
+    for _ in range(3):
+        p.grad = device.array(np.ones(2, BFLOAT16))
+        optimizer.step()
+    optimizer.param_groups[0]["momentum"] = 0.5
+    assert device.host(optimizer.step().state[p]["momentum_buffer"]).tolist() == [1, 1]
+    resumed = SGD([Parameter(device.array(device.host(p.data)))], lr=0.0, momentum=0.5, dampening=0.5, **storage)
+    resumed.load_state_dict(optimizer.state_dict())
+    (p,) = resumed.parameters()
+    p.grad = device.array(np.ones(2, BFLOAT16))
+    assert device.host(resumed.step().state[p]["momentum_buffer"]).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -340,6 +404,14 @@ def test_converting_what_is_kept_alike_changes_no_bit():
         assert bits([p.data for p in optimizer.parameters()]) == bits(data)
 
 
+def test_a_master_that_is_converted_is_what_its_parameter_becomes_the_rounding_of():
+    data, state = saved_with(STORAGES["float32 master"])
+    optimizer = Adam([Parameter(np.zeros_like(array)) for array in data], **STORAGES["float32 master"])
+    optimizer.load_state_dict(state, convert=True)
+    assert bits([p.data for p in optimizer.parameters()]) == bits(data)
+    assert bits(optimizer.state_dict()) == bits(state)
+
+
 def master_of(data: Any, entry: dict[str, Any]) -> Any:
     """The float32 parameter that is stored, by the formulas."""
     upper = data.view(np.uint16).astype(np.int64) << 16
@@ -389,6 +461,13 @@ def test_states_convert_to_the_nearest_that_is_kept():
     halves = Adam([Parameter(array) for array in data], state_dtype="bfloat16")
     halves.load_state_dict(state, convert=True)
     assert bits(halves.state_dict()["state"][0]["exp_avg"]) == bits(theirs.astype(BFLOAT16))
+
+
+def test_a_conversion_leaves_no_memory_behind():
+    saved = Adam([Parameter(np.ones(spare.PIECE + 1, BFLOAT16))], master_weights="split").init_state()
+    ours = Adam([Parameter(p.data) for p in saved.parameters()], master_weights="split24", state_dtype="int8")
+    ours.load_state_dict(saved.state_dict(), convert=True)
+    assert max(words.size for words in vars(spare._kept).values()) <= spare.PIECE
 
 
 def test_counts_come_and_go_with_random_rounding():

@@ -36,7 +36,7 @@ class Adamax(Rule):
         False, doc="add eps to the norm where it divides", kw_only=True, common=True
     )
 
-    state = ("exp_avg", State("exp_inf", codes="unsigned"))
+    state = ("exp_avg", State("exp_inf", codes="magnitude"))
     coupled_decay = "weight_decay"
 
     def scalars(self, step: Any, a: Any) -> Values:

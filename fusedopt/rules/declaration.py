@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -25,8 +26,9 @@ class State:
         when: The flag or switch that it depends on; None if it is always there.
         initial: What its elements are at first, when the parameter's first step begins: a number, or the name of a
             hyperparameter.
-        codes: How it is kept in 8 bits where that is asked for: "signed", or "unsigned" where it is never below zero
-            and what is not zero never becomes zero. None: it cannot be, since small differences of it decide.
+        codes: How it is kept in 8 bits where that is asked for: "signed"; or, where it is never below zero and what is
+            not zero never becomes zero, "unsigned" if it is made of squares and "magnitude" if of gradients as they
+            are. None: it cannot be, since small differences of it decide.
     """
 
     name: str
@@ -149,16 +151,16 @@ class Declaration(CommonOptions):
 
     def numbers(self) -> list[float]:
         """The values that go with `number_names`."""
-        return [value for _, value in _numbers(type(self), lambda name: getattr(self, name))]
+        counts = _number_fields(type(self))  # type: ignore[arg-type]  # a class can be hashed
+        fields = [(getattr(self, name), count) for name, count in counts]
+        return [number for value, count in fields for number in ((value,) if count is None else value)]
 
     def with_numbers(self: Self, values: Iterable[Any]) -> Self:
         """This rule with other things for its numbers, in the order of `number_names`: a tracer's symbols, say."""
         copy, new = object.__new__(type(self)), iter(values)
-        for name, field in self.options().items():
-            value = getattr(self, name)
-            if not is_flag(field):
-                value = tuple(next(new) for _ in value) if isinstance(value, tuple) else next(new)
-            copy.__dict__[name] = value
+        copy.__dict__.update({name: getattr(self, name) for name in self.options()})
+        for name, count in _number_fields(type(self)):  # type: ignore[arg-type]  # a class can be hashed
+            copy.__dict__[name] = next(new) if count is None else tuple(itertools.islice(new, count))
         return copy
 
     def in_float64(self: Self) -> Self:
@@ -221,13 +223,13 @@ def _storage_options(cls: Any) -> tuple[str, ...]:
 
 @functools.cache
 def _number_names(cls: Any) -> tuple[str, ...]:
-    return tuple(name for name, _ in _numbers(cls, lambda name: cls.options()[name].default))
+    fields = _number_fields(cls)
+    parts = ([name] if count is None else [f"{name}[{i}]" for i in range(count)] for name, count in fields)
+    return tuple(itertools.chain.from_iterable(parts))
 
 
-def _numbers(cls: type[Declaration], value_of: Callable[[str], Any]) -> Iterator[tuple[str, float]]:
-    for name, field in cls.options().items():
-        value = value_of(name)
-        if isinstance(field.default, tuple):
-            yield from ((f"{name}[{i}]", x) for i, x in enumerate(value))
-        elif not is_flag(field):
-            yield name, value
+@functools.cache
+def _number_fields(cls: Any) -> tuple[tuple[str, int | None], ...]:
+    """The options that are numbers, and of those that are tuples how many they have."""
+    numbers = [(name, field.default) for name, field in cls.options().items() if not is_flag(field)]
+    return tuple((name, len(default) if isinstance(default, tuple) else None) for name, default in numbers)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fusedopt.backends import array_module
+from fusedopt.eight_bits import CODES
 from fusedopt.parameter import Parameter
 from fusedopt.rounding import joined
 from fusedopt.rules.rule import Rule
@@ -49,14 +50,14 @@ def _check_signs(rule: Rule) -> None:
     """Raise Failure where a state that has no sign in 8 bits goes below zero."""
     optimizer = _optimizer(rule, ordinary(SMALL, "float32", 0), {})
     (parameter,) = optimizer.parameters()
-    unsigned = [state.name for state in rule.states() if state.codes == "unsigned"]
+    unsigned = [state for state in rule.states() if state.codes and not CODES[state.codes].signed]
     for seed in range(STEPS if unsigned else 0):
         _step(optimizer, parameter, seed)
-        for name in unsigned:
-            if on_host(optimizer.state[parameter][name]).min() < 0:
+        for state in unsigned:
+            if on_host(optimizer.state[parameter][state.name]).min() < 0:
                 raise Failure(
-                    f"the state {name!r} of {shown(rule)} is declared with codes='unsigned' and goes below zero; "
-                    f"declare State({name!r}, codes='signed')."
+                    f"the state {state.name!r} of {shown(rule)} is declared with codes={state.codes!r} and goes below "
+                    f"zero; declare State({state.name!r}, codes='signed')."
                 )
 
 

@@ -208,6 +208,8 @@ class Candidate:
             if self.states[state.name] is None:
                 self._begin(entry, new_states(self.parameter, self._initial(state, how), state, how, order))
                 self._fill(state, how)
+                if rule.step_key is None:  # it is of age 0, whatever was counted
+                    counter.row[0] = 0.0
         for key, there in self.states.items():
             if there is None:
                 self._begin(entry, {key: new_beside(self.parameter, key, self._dtypes[key])})

@@ -636,3 +636,12 @@ def test_sparse_gradients_have_no_storages():
     with pytest.raises(ValueError, match="master_weights is not for sparse gradients"):
         optimizer.step()
     assert not optimizer.state
+
+
+def test_a_buffer_that_is_turned_on_later_starts_from_the_gradient():
+    optimizer = made("SGD", shapes=((2,),), momentum=0.0, dampening=0.5, stochastic_rounding=True)
+    step(optimizer, range(3))
+    optimizer.param_groups[0]["momentum"] = 0.9
+    step(optimizer, range(3, 4))
+    (p,) = params(optimizer)
+    assert torch.equal(optimizer.state[p]["momentum_buffer"], p.grad)
