@@ -6,22 +6,29 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from fusedopt.arena import Arena
-from fusedopt.conversion import age_of, check_kept, converted, shape_of, storage_keys
+from fusedopt.conversion import (
+    CONVERT,
+    age_of,
+    check_kept,
+    converted,
+    decoded_as_it_lies,
+    lies_in_order,
+    shape_of,
+    storage_keys,
+)
 from fusedopt.foreign_states import in_our_keys
 from fusedopt.groups import Group
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
 from fusedopt.scheduled import loaded_steps, rules_in_force
 from fusedopt.state_dict import check_array, checked_entry, checked_groups
-from fusedopt.storage import BESIDE_PARAMETER
+from fusedopt.storage import BESIDE_PARAMETER, SCALE
 from fusedopt.stored_arrays import StoredArray
 
 Array = np.ndarray[Any, Any]
-REMAINDER = BESIDE_PARAMETER["split"][0]
 
 
 def load_state_dict(
@@ -32,7 +39,7 @@ def load_state_dict(
     ours = [group.rule for group in groups]
     saved = in_our_keys(saved, ours, [group["params"] for group in groups])
     rules, extras, found = checked_groups(saved, groups, ours, scheduled, convert=convert)
-    entries = {id(p): _of_torch(entry) for p, entry in zip((p for group in groups for p in group["params"]), found)}
+    entries = {id(p): entry for p, entry in zip((p for group in groups for p in group["params"]), found)}
     loads = [
         _Load(arena, rule, [entries[id(p)] for p in arena.parameters], convert)
         for rule, of_group in zip(rules, arenas)
@@ -47,16 +54,14 @@ def load_state_dict(
         load.fill()
 
 
-def _of_torch(entry: Any) -> Any:
-    """A remainder of int16, which torch's state dicts have as the same bits in bfloat16, as what it is."""
-    remainder = entry.get(REMAINDER) if isinstance(entry, Mapping) else None
-    if getattr(remainder, "dtype", None) != ml_dtypes.bfloat16:
-        return entry
-    return {**entry, REMAINDER: _on_host(remainder).view(np.int16)}
-
-
 def _on_host(value: Any) -> Any:
     return value.get() if hasattr(value, "get") else value
+
+
+def _received(key: str, value: Any) -> Any:
+    """What is saved under a key; of a remainder that `fusedopt.torch` wrote as bfloat16 the bits, as int16."""
+    of_torch = key == BESIDE_PARAMETER["split"][0] and getattr(getattr(value, "dtype", None), "name", "") == "bfloat16"
+    return value.view(np.int16) if of_torch else value
 
 
 class _Load:
@@ -71,6 +76,8 @@ class _Load:
         self._moved: dict[int, Array] = {}  # values that parameters have after a conversion, by index
         self.entries: list[dict[str, Any] | None] = []
         for index, (parameter, entry) in enumerate(zip(arena.parameters, found)):
+            if isinstance(entry, Mapping):
+                entry = {key: _received(key, value) for key, value in entry.items()}
             if convert:
                 entry = self._converted(index, parameter, entry)
             array = partial(_array, parameter=parameter, rule=rule, stored=arena.stored)
@@ -87,6 +94,10 @@ class _Load:
             _check_shape(f"{what}: {key}", key, entry[key], parameter, rule)
             check_array(f"{what}: {key}", entry[key])
             entry[key] = _on_host(entry[key])
+        for state in rule.all_states():
+            codes, scales = entry.get(state.name), entry.get(f"{state.name}{SCALE}")
+            if state.codes and scales is not None and codes is not None and not lies_in_order(codes):
+                entry[state.name] = decoded_as_it_lies(codes, entry.pop(f"{state.name}{SCALE}"), state)
         found, moved = converted(what, entry, rule, self.arena.memory.host(parameter.data))
         if moved is not None:
             self._moved[index] = moved
@@ -132,6 +143,11 @@ def _array(what: str, key: str, value: Any, parameter: Parameter, rule: Rule, st
     _check_shape(what, key, value, parameter, rule)
     check_array(what, value)
     check_kept(what, key, value.dtype.name, stored)
+    if value.dtype == np.uint8 and not lies_in_order(value):
+        raise ValueError(
+            f"{what} has codes that lie in memory in another order than here, as those of a channels_last tensor, and "
+            f"the blocks that share a scale with them; convert it: {CONVERT}."
+        )
     return value
 
 

@@ -165,7 +165,7 @@ class RestOptimizer(fusedopt.Optimizer, rule=Rest): ...
 
 def check_kept(array: Any) -> None:
     """A few ways, in chunks so small that a block walks over many spans; `array` is a type of emulated arrays."""
-    with mock.patch.object(device, "CHUNK", 256):
+    with mock.patch.object(device, "CHUNK", 512):
         for steps in (
             Steps(fusedopt.Adam, FEW, ADAM, sizes=(1, 129, 300, 4225)),
             Steps(fusedopt.Adam, [INT8], {"weight_decay": 0.0}, sizes=(40_000,), scalars=({},)),  # small ones alone
