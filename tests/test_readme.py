@@ -5,6 +5,8 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import torch
 
 import fusedopt
@@ -13,6 +15,7 @@ from fusedopt import schedules
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+LOW_PRECISION = (ROOT / "docs" / "low_precision.md").read_text()
 
 
 def run_blocks(text: str) -> dict[str, Any]:
@@ -58,6 +61,31 @@ def test_every_block_of_the_page_on_torch_runs(monkeypatch, tmp_path):
         assert torch.equal(wide, again)  # float32 as bfloat16 and a remainder, and back
         assert torch.equal(program["theirs"].state[p]["exp_avg"], low.state[p]["exp_avg"].bfloat16())
         assert all("master_param" not in entry for entry in program["before"].state.values())
+
+
+def test_every_block_of_the_page_on_low_precision_runs(capsys):
+    run_blocks(LOW_PRECISION)
+    kept = ["exp_avg", "exp_avg_scale", "exp_avg_sq", "exp_avg_sq_scale", "remainder", "step"]
+    assert capsys.readouterr().out == f"{kept}\n"
+
+
+def test_the_page_on_low_precision_names_all_that_refuse_a_storage():
+    line = re.search(r"all of it by (.*?); `.int8.`(.*?), which live by", LOW_PRECISION, re.DOTALL)
+    everything, codes = (set(re.findall(r"`(\w+)`", part)) - {"RMSprop"} for part in line.groups())
+    optimizers = {
+        name: each for name, each in vars(fusedopt).items() if isinstance(each, type) and hasattr(each, "rule")
+    }
+    assert {name for name, each in optimizers.items() if refuses(each, kahan=True)} == everything
+    assert {name for name, each in optimizers.items() if refuses(each, state_dtype="int8")} == everything | codes
+    assert refuses(fusedopt.RMSprop, state_dtype="int8", centered=True)
+
+
+def refuses(optimizer: type[fusedopt.Optimizer], **options: Any) -> bool:
+    try:
+        optimizer([fusedopt.Parameter(np.zeros((64, 128), ml_dtypes.bfloat16))], **options)
+    except (TypeError, ValueError):
+        return True
+    return False
 
 
 def test_every_block_of_the_page_on_megengine_runs():
