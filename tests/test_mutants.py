@@ -83,7 +83,12 @@ KILLED = {
     ],
     check_backward: [
         ("every chunk advances", KERNEL, "+ 1 == span.chunks;", "+ 1 <= span.chunks;"),
-        ("constants of another span", KERNEL, "if (shared.entered) {  //", "if (shared.entered && chunk.span == 0) {  //"),
+        (
+            "constants of another span",
+            KERNEL,
+            "if (shared.entered) {  //",
+            "if (shared.entered && chunk.span == 0) {  //",
+        ),
         ("no barrier after the constants", KERNEL, PREPARE + "    __syncthreads();", PREPARE),
         ("each chunk is in the first one's span", KERNEL, "|| chunk.span != shared.chunk.span", ""),
         ("no barrier after the span", KERNEL, "[chunk.span];\n  }\n  __syncthreads();", "[chunk.span];\n  }"),
