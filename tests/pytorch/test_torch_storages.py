@@ -469,9 +469,9 @@ def test_states_of_one_parameter_may_have_several_dtypes():
 BAD = [
     ({"master_weights": "split"}, torch.float32, "master_weights='split' keeps what float16 and bfloat16"),
     ({"kahan": True}, torch.float32, "kahan=True keeps what float16 and bfloat16"),
-    ({"master_weights": "split"}, torch.float16, "keeps a float32 as bfloat16 and a remainder, and parameter 0"),
-    ({"stochastic_rounding": True}, torch.float32, "is for float16 and bfloat16 parameters, and parameter 0 has"),
-    ({"state_dtype": "int8"}, torch.float64, "does not go with parameter 0, which has float64"),
+    ({"master_weights": "split"}, torch.float16, "a float32 as bfloat16 and a remainder, and parameter 0 of group"),
+    ({"stochastic_rounding": True}, torch.float32, "for float16 and bfloat16 parameters and states, and parameter 0"),
+    ({"state_dtype": "int8"}, torch.float64, r"does not go with parameter 0 of group . \(shape \(3,\)\), which has"),
     ({"kahan": True, "master_weights": "split"}, torch.bfloat16, "both keep what rounding loses"),
 ]  # fmt: skip
 
@@ -678,3 +678,28 @@ def joined(p, remainder):
         return None
     upper = p.detach().contiguous().view(torch.int16).int() << 16
     return (upper + remainder.contiguous().int()).view(torch.float32)
+
+
+@pytest.mark.parametrize("option", [{"master_weights": "split"}, {"kahan": True}, {"stochastic_rounding": True}])
+def test_a_default_is_for_the_groups_that_have_a_use_for_it(option):
+    body, norms = torch.nn.Parameter(filled((3, 2), 0)), torch.nn.Parameter(filled((3,), 1).float())
+    plain, (name,) = ours.AdamW([norms]), option
+    for groups in (
+        [{"params": [norms]}, {"params": [body]}],
+        [{"params": [norms]}, {"params": [torch.nn.Parameter(torch.empty(2, device="meta"))]}],
+        [{"params": torch.nn.LazyLinear(3).parameters()}, {"params": [norms]}],
+    ):
+        ours.AdamW(groups, **option)
+    optimizer = ours.AdamW([body], **option)
+    optimizer.add_param_group({"params": [norms]})
+    norms.grad = norms.detach().clone()
+    optimizer.step()
+    assert optimizer.state[norms].keys() == {"step", "exp_avg", "exp_avg_sq"}
+    copy.deepcopy(optimizer)
+    with pytest.raises(ValueError, match=f"^param group 0: AdamW: {name}=.* parameter 'scale' .* has float32"):
+        ours.AdamW([("scale", norms)], **option)
+    with pytest.raises(ValueError, match=f"^param group 1: AdamW: {name}=.* parameter 0 of group 1 .* has float32"):
+        ours.AdamW([{"params": [body]}, {"params": [norms], **option}])
+    with pytest.raises(ValueError, match=f"^param group 1: AdamW: {name}="):
+        plain.add_param_group({"params": [torch.nn.Parameter(torch.zeros(3))], **option})
+    assert len(plain.param_groups) == 1
