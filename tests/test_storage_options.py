@@ -83,6 +83,8 @@ WRONG: tuple[Row, ...] = (
     ),
     ("Adam", "bfloat16", {"seed": -1}, ValueError, r"seed must be in \[0, 9007199254740992\), got -1"),
     ("Adam", "bfloat16", {"seed": 0.5}, ValueError, "seed must be a whole number, got 0.5"),
+    ("Adam", "bfloat16", {"seed": [1, 2]}, TypeError, r"seed must be a whole number, got \[1, 2\]; it follows no"),
+    ("Adam", "bfloat16", {"seed": int}, TypeError, "seed must be a whole number, got .*; it follows no schedule"),
 )
 each_wrong = pytest.mark.parametrize(
     ("kind", "dtype", "options", "error", "message"), WRONG, ids=[f"{row[0]}-{row[1]}-{row[2]}" for row in WRONG]

@@ -120,7 +120,7 @@ class Optimizer(torch.optim.Optimizer):
         options |= schedules
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
         given = {name: value for name, value in options.items() if value is not None}
-        defaults = {name: given.get(name, getattr(rule, name)) for name in known}
+        defaults = {name: given.get(name, getattr(rule, name)) for name in known} | {"seed": rule.seed}
         for name, default in self.rule.common_defaults().items():
             if not isinstance(defaults[name], torch.Tensor) and defaults[name] == default:
                 del defaults[name]
@@ -174,7 +174,8 @@ class Optimizer(torch.optim.Optimizer):
             with of_group(number):
                 check_storage(stored_group(rule, params), stated_options(rule, self.defaults))
             check_lengths([*self.schedules, schedules])
-            param_group |= {name: getattr(rule, name) for name in schedules}
+            numbers = [*schedules, *({"seed"} & param_group.keys())]
+            param_group |= {name: getattr(rule, name) for name in numbers}
         super().add_param_group(param_group)
         self._schedules.add(self.param_groups, schedules)
 

@@ -95,7 +95,7 @@ def load(
     """
     groups, scheduled = [some.group for some in followed], [some.schedules for some in followed]
     kept = [kept_as(rule, group) for group in groups]
-    saved = in_our_keys(saved, kept, [group["params"] for group in groups])
+    saved = in_our_keys(saved, kept, groups)
     rules, extras, found = checked_groups(saved, groups, kept, scheduled, checked_rule, convert)
     params = [(p, rule) for group, rule in zip(groups, rules) for p in group["params"]]
     names = [name for number, group in enumerate(groups) for name, _ in described(group, number)]

@@ -703,3 +703,32 @@ def test_a_default_is_for_the_groups_that_have_a_use_for_it(option):
     with pytest.raises(ValueError, match=f"^param group 1: AdamW: {name}="):
         plain.add_param_group({"params": [torch.nn.Parameter(torch.zeros(3))], **option})
     assert len(plain.param_groups) == 1
+
+
+def test_a_model_that_becomes_float32_goes_on_with_its_masters():
+    model = torch.nn.Linear(3, 2).bfloat16()
+    optimizer = ours.AdamW(model.parameters(), master_weights="split", state_dtype="float32")
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    masters = [joined(p, optimizer.state[p]["remainder"]) for p in model.parameters()]
+    model.float()
+    with pytest.raises(RuntimeError, match=r"^parameter 0 of group 0 .* to a new optimizer by load_.*convert=True"):
+        optimizer.step()
+    new = ours.AdamW(model.parameters())
+    new.load_state_dict(optimizer.state_dict(), convert=True)
+    assert all(map(torch.equal, model.parameters(), masters))
+    new.step()
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], lambda step: step])
+def test_a_seed_is_a_whole_number_and_follows_no_schedule(wrong):
+    options = {"stochastic_rounding": True, "seed": wrong}
+    with pytest.raises(TypeError, match=r"AdamW: seed must be a whole number, got .*; it follows no schedule"):
+        ours.AdamW([torch.nn.Parameter(filled((3,), 0))], **options)
+    with pytest.raises(TypeError, match=r"^param group 0: AdamW: seed must be a whole number"):
+        ours.AdamW([{"params": [torch.nn.Parameter(filled((3,), 0))], **options}])
+    for given in ({"seed": 3.0}, {}):
+        p = torch.nn.Parameter(filled((3,), 0))
+        (group,) = ours.AdamW([{"params": [p], **given}], stochastic_rounding=True, seed=3.0).param_groups
+        assert repr(group["seed"]) == "3"
