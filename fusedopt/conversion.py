@@ -43,7 +43,8 @@ def choice_for(key: str, dtype: str) -> str:
     if key == "compensation":
         return "kahan=True"
     if key in PARAMETER_KEYS:
-        return f"master_weights={FINER.get((key, dtype), 'float32')!r}"
+        finer = FINER.get((key, dtype))
+        return f"master_weights={finer!r}" if finer else ""
     name = "int8" if dtype == "uint8" or key.endswith(SCALE) else dtype
     return f"state_dtype={name!r}" if name in STATE_DTYPES else ""
 
@@ -109,7 +110,7 @@ def converted(
             beside, moved = _parameter(f"{what}: {key}", key, entry[key], ours, data)
             found = {k: v for k, v in found.items() if k not in PARAMETER_KEYS} | beside
             break
-    return _counted(found, rule), moved
+    return counted(found, rule), moved
 
 
 def _state(
@@ -226,7 +227,7 @@ def _write(kept: Kept, values: Array, array: Array, beside: Array) -> None:
         pieces.write(values, first if whole else pieces.Piece(nearest, first, second, 0, None, 0))
 
 
-def _counted(found: dict[str, Any], rule: Rule) -> dict[str, Any]:
+def counted(found: dict[str, Any], rule: Rule) -> dict[str, Any]:
     """With a step where steps are counted for random rounding alone, and without where they are not."""
     if rule.step_key is not None:
         return found
@@ -239,3 +240,23 @@ def _counted(found: dict[str, Any], rule: Rule) -> dict[str, Any]:
 def age_of(entry: Mapping[str, Any]) -> float:
     """The least steps of a parameter whose saved state has no count of them: none where it has no states."""
     return float(not entry.keys() <= PARAMETER_KEYS)
+
+
+def axes_in_memory(array: Array) -> list[int]:
+    """Its axes, from that along which neighbours are farthest apart."""
+    return sorted(range(array.ndim), key=lambda axis: -array.strides[axis] if array.shape[axis] > 1 else 0)
+
+
+def lies_in_order(array: Array) -> bool:
+    """Whether elements follow one another in memory as their indices count."""
+    strides = [stride for stride, count in zip(array.strides, array.shape) if count > 1]
+    return strides == sorted(strides, reverse=True)
+
+
+def decoded_as_it_lies(codes: Array, scales: Array, state: State) -> Array:
+    """A state in 8 bits as float32. Its blocks follow one another in memory, as those of torch's channels_last do."""
+    axes = axes_in_memory(codes)
+    values, there = np.empty(codes.size, np.float32), np.empty(codes.shape, np.float32)
+    _read(Kept("uint8", codes=state.codes or ""), codes.transpose(axes), scales, values)
+    there.transpose(axes)[...] = values.reshape(there.transpose(axes).shape)
+    return there

@@ -102,6 +102,8 @@ class Group(dict[str, Any]):
         self._check_storage(rule)
         self.rule = rule
         super().update({key: getattr(rule, key) if key in known else value for key, value in new.items()})
+        if rule.draws and "seed" not in self:  # as of an 8-bit state that a flag turned on
+            super().__setitem__("seed", rule.seed)
         self._changes.hyperparameters += 1
         if schedules or self._schedules:
             self._install({name: it for name, it in self._schedules.items() if name not in given} | schedules)

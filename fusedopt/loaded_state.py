@@ -9,13 +9,23 @@ from typing import Any
 import numpy as np
 
 from fusedopt.arena import Arena
-from fusedopt.conversion import age_of, check_kept, converted, shape_of, storage_keys
+from fusedopt.conversion import (
+    CONVERT,
+    age_of,
+    check_kept,
+    converted,
+    decoded_as_it_lies,
+    lies_in_order,
+    shape_of,
+    storage_keys,
+)
 from fusedopt.foreign_states import in_our_keys
 from fusedopt.groups import Group
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
 from fusedopt.scheduled import loaded_steps, rules_in_force
 from fusedopt.state_dict import check_array, checked_entry, checked_groups
+from fusedopt.storage import BESIDE_PARAMETER, SCALE
 from fusedopt.stored_arrays import StoredArray
 
 Array = np.ndarray[Any, Any]
@@ -48,6 +58,12 @@ def _on_host(value: Any) -> Any:
     return value.get() if hasattr(value, "get") else value
 
 
+def _received(key: str, value: Any) -> Any:
+    """What is saved under a key; of a remainder that `fusedopt.torch` wrote as bfloat16 the bits, as int16."""
+    of_torch = key == BESIDE_PARAMETER["split"][0] and getattr(getattr(value, "dtype", None), "name", "") == "bfloat16"
+    return value.view(np.int16) if of_torch else value
+
+
 class _Load:
     """What a state dict has for an arena: checked when it is made, and nothing changed; then filled in.
 
@@ -60,6 +76,8 @@ class _Load:
         self._moved: dict[int, Array] = {}  # values that parameters have after a conversion, by index
         self.entries: list[dict[str, Any] | None] = []
         for index, (parameter, entry) in enumerate(zip(arena.parameters, found)):
+            if isinstance(entry, Mapping):
+                entry = {key: _received(key, value) for key, value in entry.items()}
             if convert:
                 entry = self._converted(index, parameter, entry)
             array = partial(_array, parameter=parameter, rule=rule, stored=arena.stored)
@@ -76,6 +94,10 @@ class _Load:
             _check_shape(f"{what}: {key}", key, entry[key], parameter, rule)
             check_array(f"{what}: {key}", entry[key])
             entry[key] = _on_host(entry[key])
+        for state in rule.all_states():
+            codes, scales = entry.get(state.name), entry.get(f"{state.name}{SCALE}")
+            if state.codes and scales is not None and codes is not None and not lies_in_order(codes):
+                entry[state.name] = decoded_as_it_lies(codes, entry.pop(f"{state.name}{SCALE}"), state)
         found, moved = converted(what, entry, rule, self.arena.memory.host(parameter.data))
         if moved is not None:
             self._moved[index] = moved
@@ -121,6 +143,11 @@ def _array(what: str, key: str, value: Any, parameter: Parameter, rule: Rule, st
     _check_shape(what, key, value, parameter, rule)
     check_array(what, value)
     check_kept(what, key, value.dtype.name, stored)
+    if value.dtype == np.uint8 and not lies_in_order(value):
+        raise ValueError(
+            f"{what} has codes that lie in memory in another order than here, as those of a channels_last tensor, and "
+            f"the blocks that share a scale with them; convert it: {CONVERT}."
+        )
     return value
 
 

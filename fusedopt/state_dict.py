@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fusedopt.arena import NO_HISTORY, Arena
-from fusedopt.conversion import CONVERT, PARAMETER_KEYS, storage_keys
+from fusedopt.conversion import CONVERT, PARAMETER_KEYS, counted, storage_keys
 from fusedopt.groups import Group, changed_rule
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
@@ -196,6 +196,9 @@ def checked_entry(
     if not isinstance(entry, Mapping):
         raise TypeError(f"the state of {described} must be a dict, got {type(entry).__name__}.")
     entry = {key: value for key, value in entry.items() if value is not None}
+    if "step" in entry and rule.step_key is None:
+        entry["step"] = _number(f"the state of {described}: step", entry["step"], whole=True)
+    entry = counted(entry, rule) if entry else entry
     if not entry:
         return None
     what, states = f"the state of {described}", [state.name for state in rule.all_states()]
@@ -230,7 +233,7 @@ def _number(what: str, value: Any, whole: bool) -> float:
         if isinstance(value, (str, bytes)):
             raise TypeError
         number = float(value.item() if hasattr(value, "item") else value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # the last is torch's, of a tensor with several elements
         raise TypeError(f"{what} must be a number, got {value!r}.") from None
     if whole and not (number >= 0 and number == np.floor(number) and number < 2**53):
         raise ValueError(f"{what} must be a whole number from 0, got {value!r}.")

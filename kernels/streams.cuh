@@ -26,17 +26,6 @@ struct Span {
 // Pointers and constants are read from shared memory each time: kept in registers, they would be up to 40 of the 64.
 __device__ inline void forget_shared_memory() { asm volatile("" ::: "memory"); }
 
-// threadIdx.x, read each time: what is computed from it before the loop over chunks would be up to 3 of the registers.
-__device__ inline unsigned thread_of_block() {
-#ifdef __CUDACC__
-  unsigned thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return thread;
-#else
-  return threadIdx.x;
-#endif
-}
-
 // Values of neighbouring elements. Doubles go by two: four of Adam's streams would not fit.
 template <class Variant> struct Elements {
   typedef typename Variant::real real;

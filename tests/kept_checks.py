@@ -165,10 +165,12 @@ class RestOptimizer(fusedopt.Optimizer, rule=Rest): ...
 
 def check_kept(array: Any) -> None:
     """A few ways, in chunks so small that a block walks over many spans; `array` is a type of emulated arrays."""
-    with mock.patch.object(device, "CHUNK", 256):
+    with mock.patch.object(device, "CHUNK", 512):
         for steps in (
             Steps(fusedopt.Adam, FEW, ADAM, sizes=(1, 129, 300, 4225)),
             Steps(fusedopt.Adam, [INT8], {"weight_decay": 0.0}, sizes=(40_000,), scalars=({},)),  # small ones alone
             Steps(RestOptimizer, [INT8], {}, sizes=(4097,), values=ordinary),
         ):
             steps.check(lambda values: values.view(array))
+    with mock.patch.object(device, "CHUNK", 1024):  # where a lane has several tiles under way
+        Steps(fusedopt.Adam, [INT8], ADAM, sizes=(4225,), scalars=({}, {})).check(lambda values: values.view(array))

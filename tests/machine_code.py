@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 # Every opcode that reads or writes memory, constants apart: global, generic (LD, ST, ATOM), local and shared.
 MEMORY = "LDG|STG|LD|ST|LDL|STL|LDS|STS|LDSM|STSM|LDGSTS|ATOMG|ATOM|ATOMS|REDG|RED|REDAS|UBLKCP"
 INSTRUCTION = re.compile(rf"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?((?:{MEMORY})(?:\.\w+)*)\s")
+OPCODE = re.compile(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*(?:\.\w+)*)")
+TURNS = ("BRA", "BAR", "EXIT", "CALL", "RET", "STG", "LDL", "STL")  # what ends a run of loads
 USAGE = re.compile(r"^ Function (\S+):\n\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", re.MULTILINE)
 LISTING = re.compile(r"^\s*Function : (\S+)\n(.*?)(?=^\s*Function : |\Z)", re.MULTILINE | re.DOTALL)
 
@@ -28,7 +31,8 @@ class MachineCode:
 
     `memory` counts instructions by opcode and bits a lane, the same on every architecture: "LDG.128", "STG.16",
     "LD.32" (generic), "STL.64" (local: a spill, or an array indexed at run time). `spelled` counts them as cuobjdump
-    prints them ("LDG.E.128.CONSTANT"), which is where .STRONG, .CONSTANT and the like are to be seen.
+    prints them ("LDG.E.128.CONSTANT"), which is where .STRONG, .CONSTANT and the like are to be seen. `runs` are the
+    loads from global memory that nothing parts: neither a branch nor a barrier nor a store.
     """
 
     architecture: int
@@ -38,6 +42,7 @@ class MachineCode:
     shared: int
     memory: Counter[str]
     spelled: Counter[str]
+    runs: tuple[Counter[str], ...]
 
     def count(self, *opcodes: str) -> int:
         """How many instructions have one of these opcodes, at any width: `count("LD", "ST")` are the generic ones."""
@@ -72,7 +77,17 @@ def _machine_code(architecture: int, usage: tuple[int, ...], listing: str) -> Ma
     memory: Counter[str] = Counter()
     for name, count in spelled.items():
         memory[_opcode_and_bits(name)] += count
-    return MachineCode(architecture, registers, stack, local, shared, memory, spelled)
+    return MachineCode(architecture, registers, stack, local, shared, memory, spelled, tuple(_runs(listing)))
+
+
+def _runs(listing: str) -> Iterator[Counter[str]]:
+    run: Counter[str] = Counter()
+    for spelled in OPCODE.findall(listing):
+        if spelled.split(".")[0] in TURNS and run:
+            yield run
+            run = Counter()
+        elif spelled.startswith("LDG"):
+            run[_opcode_and_bits(spelled)] += 1
 
 
 def _opcode_and_bits(spelled: str) -> str:

@@ -78,14 +78,14 @@ def every_way(rule: type[Rule], **others: Any) -> list[Way]:
     return list(found.values())
 
 
-def covering(ways: Sequence[Way]) -> list[Way]:
-    """A few of them, in which any two values meet that meet in one of all: greedily, the one with most new pairs."""
-    left = set().union(*(_pairs(way) for way in ways))
-    chosen = []
+def covering(ways: Sequence[Way], together: int = 2) -> list[Way]:
+    """A few of them, in which any two values meet, or three, that meet in one of all: greedily, that with most new."""
+    met = {way: set(itertools.combinations(_values(way), together)) for way in ways}
+    left, chosen = set().union(*met.values()), []
     while left:
-        best = max(ways, key=lambda way: len(left & _pairs(way)))
+        best = max(ways, key=lambda way: len(left & met[way]))
         chosen.append(best)
-        left -= _pairs(best)
+        left -= met[best]
     return chosen
 
 
@@ -102,7 +102,3 @@ def each_value(ways: Sequence[Way]) -> list[Way]:
 
 def _values(way: Way) -> Iterator[tuple[str, Any]]:
     return ((name, getattr(way, name)) for name in FACTORS)
-
-
-def _pairs(way: Way) -> set[Any]:
-    return set(itertools.combinations(_values(way), 2))

@@ -12,7 +12,7 @@ import pytest
 from cases import CASES
 from fusedopt import compiler
 from fusedopt.backends.device import BLOCKS, THREADS, kernel_texts
-from fusedopt.cuda_text import Variant, rule_text
+from fusedopt.cuda_text import Variant, pointers_of, rule_text
 from fusedopt.rules import LAMB, LARS, SGD, Adam, AdamW, Rule
 from fusedopt.storage import storage_of
 from fusedopt.tracing import trace
@@ -40,15 +40,21 @@ def compiled(
     kernel: str = "fused_step",
 ) -> MachineCode:
     """A kernel with a variant for each rule and dtype; `change` is what `mutation.edit` takes."""
+    variants = [
+        Variant(trace(rule), storage_of(rule, dtype, dtype, 1)) for rule, dtype in itertools.product(rules, dtypes)
+    ]
+    return compiled_variants(variants, rules[0], architecture, change, kernel)
+
+
+def compiled_variants(
+    variants: Sequence[Variant], rule: Rule, architecture: int, change: Sequence[str] = (), kernel: str = "fused_step"
+) -> MachineCode:
+    """A kernel of these, which have the options of one rule."""
     try:
         compiler.nvrtc_version()
     except compiler.CompilerMissingError:
         missing("CuPy and NVRTC", "cupy-cuda13x nvidia-cuda-nvrtc")
-    variants = [
-        Variant(trace(rule), storage_of(rule, dtype, dtype, 1)) for rule, dtype in itertools.product(rules, dtypes)
-    ]
-    scalars, states = len(rules[0].scalar_state), max(1, len(rules[0].all_states()))
-    text = rule_text(variants, rules[0].number_names(), scalars, states)
+    text = rule_text(variants, rule.number_names(), len(rule.scalar_state), pointers_of(variants))
     source, headers = kernel_texts()
     texts = {"fused_step.cu": source, **headers, "rule.cuh": text}
     if change:

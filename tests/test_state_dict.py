@@ -703,6 +703,6 @@ def test_another_optimizers_state_is_refused(device):
     _, sgd = trained(device, SGD, {"momentum": 0.9})
     before = contents(sgd)
     lacks = pytest.warns(UserWarning, match="lacks momentum=0.9")
-    with lacks, pytest.raises(ValueError, match="has 'step'; SGD keeps momentum_buffer"):
+    with lacks, pytest.raises(ValueError, match="has 'exp_avg'; SGD keeps momentum_buffer"):
         sgd.load_state_dict(adam.state_dict())
     assert contents(sgd) == before

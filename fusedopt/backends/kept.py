@@ -13,7 +13,7 @@ import numpy as np
 
 from fusedopt import philox, rounding
 from fusedopt.eight_bits import CODES, decoded, encode_blocks, spread
-from fusedopt.storage import BLOCK, Kept
+from fusedopt.storage import Kept
 
 Array = np.ndarray[Any, Any]
 
@@ -56,7 +56,7 @@ class Piece:
         """The values, into an array of the arithmetic's type."""
         kept, array, beside = self._kept, self._array, self._beside
         if kept.codes:
-            scales = spread(beside, self._first % BLOCK, self._first % BLOCK + len(array))
+            scales = spread(beside, self._first, self._first + len(array))
             with np.errstate(all="ignore"):
                 decoded(array, scales, CODES[kept.codes], to)
         elif kept.finer == "kahan":

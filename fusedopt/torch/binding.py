@@ -236,3 +236,45 @@ class Selection:
             for route in self.routes:
                 route.plan.refresh()
             self._version = version
+
+    def step(
+        self, gradients: Tensors, moved: bool, grad_scale: Any, found_inf: Any, write_back: bool
+    ) -> tuple[Plan, ...]:
+        """Carry the plans out, and copy back what was copied.
+
+        Args:
+            gradients: Of all members that step.
+            moved: Whether the plans have yet to be told where these are.
+            grad_scale, found_inf: As a GradScaler has them; None: there is none.
+            write_back: Whether gradients are left unscaled.
+
+        Returns:
+            The plans of graphs that are being captured, which was no step.
+
+        Raises:
+            RuntimeError: A gradient cannot be left unscaled; nothing has changed.
+        """
+        if write_back and any(placements(copy.copy) != placements(copy.original) for copy in self.copies):
+            raise RuntimeError(
+                "a gradient that is not sharded as its parameter cannot be left unscaled; make the optimizer with "
+                "write_back_gradients=False."
+            )
+        captured: tuple[Any, ...] = ()
+        behind = False  # whether plans outside of a graph have yet to be told where the gradients are
+        for route in self.routes:
+            plan = route.plan
+            if route.place.capturing():
+                plan = plan.captured()  # type: ignore[attr-defined]  # of a device, where graphs are
+                captured += (plan,)
+                plan.move(self.addresses(route))
+                behind = self.behind
+            elif moved:
+                plan.move(self.addresses(route))
+            plan.step(route.place.scalar(grad_scale), route.place.scalar(found_inf), write_back)
+        self.behind = behind
+        written = self.parameters + gradients if write_back else self.parameters
+        torch.autograd.graph.increment_version(written)  # for autograd, past which memory was written
+        for copy in self.copies:
+            if write_back or not copy.gradient:
+                copy.original.copy_(copy.copy)
+        return captured

@@ -176,7 +176,8 @@ class Candidate:
                     f"put both there, or neither."
                 )
         for key in entry:
-            if key not in self._dtypes and (key in BESIDE or is_scale(rule, key)):
+            waits = key.removesuffix(SCALE) not in rule.kept_states  # until the flag of its state is on again
+            if key not in self._dtypes and (key in BESIDE or (is_scale(rule, key) and not waits)):
                 raise RuntimeError(
                     f"{self.what}: its state has {key!r}, for which the options of its group, and its dtype "
                     f"{self.local.dtype}, have no use; where the model was converted, give state_dict() to a new "

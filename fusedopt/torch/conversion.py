@@ -11,7 +11,7 @@ import torch
 
 from fusedopt.conversion import converted, storage_keys
 from fusedopt.rules.rule import Rule
-from fusedopt.storage import SMALL
+from fusedopt.storage import BLOCK, SMALL
 from fusedopt.stored_arrays import StoredArray, stored_arrays
 from fusedopt.torch.storages import TYPES, is_scale, scale_shape, shared_as, size_in_blocks
 from fusedopt.torch.tensors import DTYPES, has_order, in_order, is_plain, local, memory_order, storable
@@ -36,6 +36,19 @@ def stored_beside(rule: Rule, parameter: torch.Tensor, entry: Mapping[str, Any])
             kept = dataclasses.replace(ours.kept, dtype=dtype)
             stored[state.name] = dataclasses.replace(ours, dtype=dtype, kept=kept)
     return stored
+
+
+def check_codes(what: str, entry: Mapping[str, Any], rule: Rule, parameter: torch.Tensor) -> None:
+    """Raise ValueError for 8-bit codes whose blocks no part of the parameter has whole, so that none can be read."""
+    if is_plain(type(parameter)) or size_in_blocks(parameter):
+        return
+    for name in (state.name for state in rule.all_states()):
+        if getattr(entry.get(name), "dtype", None) == torch.uint8:
+            raise ValueError(
+                f"{what} has {name!r} in 8 bits, in blocks of {BLOCK} elements, which do not lie whole in the parts of "
+                f"this {type(parameter).__name__}; read it over plain tensors first, by an optimizer with "
+                f"state_dtype='float32' and load_state_dict(state, convert=True), and load what that saves likewise."
+            )
 
 
 def converted_entry(

@@ -6,7 +6,6 @@ import inspect
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
@@ -32,8 +31,9 @@ from fusedopt.torch.arguments import (
 )
 from fusedopt.torch.binding import GRADIENT, Binding, Selection
 from fusedopt.torch.candidate import Candidate, begun
-from fusedopt.torch.groups import ReadGroup, checked_rule, kept_as, read
+from fusedopt.torch.groups import checked_rule, kept_as
 from fusedopt.torch.kept_bytes import of_launched
+from fusedopt.torch.reads import Reads
 from fusedopt.torch.schedules import Schedules, found_in, rule_at
 from fusedopt.torch.slots import Counter, Slot
 from fusedopt.torch.storages import options_of, start_again, stated_options, stored_group
@@ -88,8 +88,7 @@ class Optimizer(torch.optim.Optimizer):
     # What is derived from the groups and the state, made anew where it is not there, as after a copy.
     _binding: Binding | None = None
     _selection: Selection | None = None
-    _reads: tuple[ReadGroup, ...] = ()
-    _lengths: tuple[int, ...] = ()  # of the groups whose keys were checked last
+    _kept_reads: Reads | None = None
     _captured: tuple[Any, ...] = ()
     _kept_schedules: Schedules | None = None
 
@@ -199,55 +198,19 @@ class Optimizer(torch.optim.Optimizer):
         """Raise ValueError for one that cannot be trained."""
         rule.check_shape(what, tuple(p.shape))
 
+    @property
+    def _reads(self) -> Reads:
+        if self._kept_reads is None:
+            self._kept_reads = Reads(self.rule())
+        return self._kept_reads
+
     def _read_groups(self) -> None:
         """Read every param group, and forget the plans where they do not go with its flags any more."""
-        if len(self._reads) != len(self.param_groups):
-            rule = self.rule()
-            some = [*self._reads, *(ReadGroup(rule, {}, {}, None, {}) for _ in self.param_groups)]
-            self._reads = tuple(some[: len(self.param_groups)])
-        self._check_new_keys()
-        try:
-            new = self._read()
-        except (TypeError, ValueError):
-            if not self._schedules.take(self.param_groups):
-                raise
-            new = self._read()
-        for number, (now, before) in enumerate(zip(new, self._reads)):
-            self._check_kept_alike(number, now, before)
-        for now, before in zip(new, self._reads):
-            if now is not before:
-                if now.rule.flags != before.rule.flags or options_of(now.rule) != options_of(before.rule):
-                    self._binding = None
-                vars(before).update(vars(now))  # in place, since plans hold on to it
-                if self._binding is not None:
-                    self._binding.version += 1
-
-    def _check_kept_alike(self, number: int, now: ReadGroup, before: ReadGroup) -> None:
-        """Raise ValueError for a group whose options say otherwise how the arrays are kept that are there."""
-        if now is before or not before.numbers or (new := options_of(now.rule)) == options_of(before.rule):
-            return
-        if any(self.state.get(p) for p in self.param_groups[number]["params"]):
-            name = next(name for name, value in options_of(before.rule).items() if new[name] != value)
-            raise ValueError(
-                f"param group {number}: {name} says how the arrays are kept that are there, and became {new[name]!r}; "
-                f"set it back to {getattr(before.rule, name)!r}, or make a new optimizer with {name}={new[name]!r} and "
-                f"give it this one's state by load_state_dict(state_dict, convert=True)."
-            )
-
-    def _check_new_keys(self) -> None:
-        """Raise KeyError for a misspelt option that was written into a group: where the number of its keys changed,
-        for which a step can look at no cost."""
-        lengths = tuple(map(len, self.param_groups))
-        if lengths != self._lengths:
-            for number, group in enumerate(self.param_groups):
-                check_keys(self.rule, group, f"param group {number}: ")
-            self._lengths = lengths
-
-    def _read(self) -> list[ReadGroup]:
-        if self._schedules.any and not self._capturing():  # which is no step
-            return self._schedules.read(self.param_groups, self._reads)
-        pairs = enumerate(zip(self.param_groups, self._reads))
-        return [read(group, before, number) for number, (group, before) in pairs]
+        changed, other = self._reads.again(self.param_groups, self.state, self._schedules, self._capturing)
+        if other:
+            self._binding = None
+        elif changed and self._binding is not None:
+            self._binding.version += 1
 
     def _capturing(self) -> bool:
         """Whether a graph is being captured, for which there were steps before."""
@@ -340,29 +303,9 @@ class Optimizer(torch.optim.Optimizer):
             self._binding = self._selection = None  # good for this step alone
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         write_back = grad_scale is not None and self.write_back_gradients
-        if write_back and any(placements(copy.copy) != placements(copy.original) for copy in selection.copies):
-            raise RuntimeError(
-                "a gradient that is not sharded as its parameter cannot be left unscaled; make the optimizer with "
-                "write_back_gradients=False."
-            )
-        capturing = behind = False  # whether plans outside of a graph have yet to be told where the gradients are
-        for route in selection.routes:
-            plan = route.plan
-            if route.place.capturing():
-                plan = plan.captured()  # type: ignore[attr-defined]  # of a device, where graphs are
-                self._captured += (plan,)
-                plan.move(selection.addresses(route))
-                capturing, behind = True, selection.behind
-            elif moved:
-                plan.move(selection.addresses(route))
-            plan.step(route.place.scalar(grad_scale), route.place.scalar(found_inf), write_back)
-        selection.behind = behind
-        written = selection.parameters + present if write_back else selection.parameters
-        torch.autograd.graph.increment_version(written)  # for autograd, past which memory was written
-        for copy in selection.copies:
-            if write_back or not copy.gradient:
-                copy.original.copy_(copy.copy)
-        if not capturing:  # which is no step
+        captured = selection.step(present, moved, grad_scale, found_inf, write_back)
+        self._captured += captured
+        if not captured:  # which is no step
             self._schedules.count_step(self.param_groups)
 
     def _gradients(self, params: list[Any]) -> list[Any]:
@@ -380,7 +323,7 @@ class Optimizer(torch.optim.Optimizer):
         stepping: list[torch.Tensor] = []
         candidates: list[Candidate] = []
         following, first = iter(gradients), 0
-        for number, (group, said) in enumerate(zip(self.param_groups, self._reads)):
+        for number, (group, said) in enumerate(zip(self.param_groups, self._reads.groups)):
             names, before, known = group.get("param_names"), len(stepping), len(candidates)
             for i, (p, gradient) in enumerate(zip(group["params"], following)):
                 if gradient is None:
@@ -395,7 +338,7 @@ class Optimizer(torch.optim.Optimizer):
                     check_storage(stored_group(said.rule, dict(described(group, number))), ())
             check_norm(said.rule, number, (str(p.device) for p in stepping[before:]))
         if candidates:
-            self._check_defaults([said.rule for said in self._reads])
+            self._check_defaults([said.rule for said in self._reads.groups])
         selection = None if candidates else binding.selection(stepping, params, absent)
         if selection is not None:
             return selection
@@ -465,22 +408,7 @@ class Optimizer(torch.optim.Optimizer):
         self._schedules.take(self.param_groups)
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        numbers: dict[int, int] = {}
-        for p in params:
-            numbers.setdefault(id(p), len(numbers))
-        written = _state_dict.written(self.state, self.param_groups, self._counters)
-        state_dict = {
-            "state": {
-                numbers[id(p)] if isinstance(p, torch.Tensor) else p: _state_dict.sendable(entry)
-                for p, entry in written.items()
-            },
-            "param_groups": [
-                {key: value for key, value in group.items() if key != "params"}
-                | {"params": [numbers[id(p)] for p in group["params"]]}
-                for group in self.param_groups
-            ],
-        }
+        state_dict = _state_dict.state_dict(self.state, self.param_groups, self._counters)
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             state_dict = post_hook(self, state_dict) or state_dict
         return state_dict

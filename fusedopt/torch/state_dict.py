@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -18,11 +18,19 @@ from fusedopt.state_dict import checked_entry, checked_groups
 from fusedopt.storage import SCALE
 from fusedopt.stored_arrays import StoredArray
 from fusedopt.torch.arguments import described
-from fusedopt.torch.conversion import converted_entry, stored_beside
+from fusedopt.torch.conversion import check_codes, converted_entry, stored_beside
 from fusedopt.torch.groups import checked_rule, kept_as
 from fusedopt.torch.schedules import Followed
 from fusedopt.torch.slots import Counter
-from fusedopt.torch.storages import BESIDE, is_scale, like_scale, received, scale_shape, sent, start_again
+from fusedopt.torch.storages import (
+    BESIDE,
+    is_scale,
+    like_scale,
+    received,
+    scale_shape,
+    sent,
+    start_again,
+)
 from fusedopt.torch.tensors import DTYPES, has_order, is_plain, local, memory_order, storable
 
 State = Mapping[torch.Tensor, Mapping[str, Any]]
@@ -53,8 +61,27 @@ def written(state: State, groups: Sequence[Mapping[str, Any]], counters: Mapping
     return copied
 
 
-def sendable(entry: Any) -> Any:
-    """A parameter's state, of types that processes can send to one another."""
+def state_dict(
+    state: State, groups: Sequence[Mapping[str, Any]], counters: Mapping[torch.Tensor, Counter]
+) -> dict[str, Any]:
+    """State and options, of types that processes can send to one another, with parameters by their numbers."""
+    numbers: dict[int, int] = {}
+    for p in chain.from_iterable(group["params"] for group in groups):
+        numbers.setdefault(id(p), len(numbers))
+    return {
+        "state": {
+            numbers[id(p)] if isinstance(p, torch.Tensor) else p: _sendable(entry)
+            for p, entry in written(state, groups, counters).items()
+        },
+        "param_groups": [
+            {key: value for key, value in group.items() if key != "params"}
+            | {"params": [numbers[id(p)] for p in group["params"]]}
+            for group in groups
+        ],
+    }
+
+
+def _sendable(entry: Any) -> Any:
     return {key: sent(key, value) for key, value in entry.items()} if isinstance(entry, Mapping) else entry
 
 
@@ -162,6 +189,7 @@ class _Load:
         if isinstance(found, Mapping):
             found = {key: received(key, value) for key, value in found.items() if value is not None}
             if found and p.dtype in DTYPES:
+                check_codes(f"the state of {described}", found, rule, p)
                 self._stored = stored_beside(rule, p, found)
                 found = self._converted(described, found) if convert else found
         self.entry = checked_entry(found, rule, described, self._tensor)

@@ -275,7 +275,7 @@ def test_gradients_that_moved_cost_one_copy_of_the_table_of_spans(surface):
         with nothing_waits(surface):
             twins.device.step()
         twins.host_step()
-    assert surface.sent == [3 * span_dtype(len(twins.device.rule().all_states())).itemsize] * 4
+    assert surface.sent == [3 * span_dtype(len(twins.device.rule().kept_states)).itemsize] * 4
     assert surface.made == []
     twins.compare()
 

@@ -638,6 +638,55 @@ def test_sparse_gradients_have_no_storages():
     assert not optimizer.state
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_flag_that_is_turned_off_leaves_codes_and_scales_where_they_are(saved):
+    first = made("AdamW", "split24, int8", amsgrad=True)
+    step(first, range(2))
+    second = copy.deepcopy(first)
+    first.param_groups[0]["amsgrad"] = False
+    step(first, range(2, 4))
+    assert first.state[params(first)[0]]["max_exp_avg_sq"].dtype == torch.uint8
+    if saved:
+        first = resumed(first, made("AdamW", "split24, int8", amsgrad=False))
+    first.param_groups[0]["amsgrad"] = True
+    step(first, range(4, 5))
+    step(second, range(2, 5))
+
+
+@pytest.mark.parametrize("storage", [{"stochastic_rounding": True}, {"state_dtype": {"momentum_buffer": "int8"}}])
+def test_a_rule_that_counts_steps_for_random_rounding_alone_begins_where_none_are_saved(storage):
+    plain = torch.optim.SGD(params(made("SGD", None, ((7,), (3, 5)))), lr=0.1, momentum=0.9)
+    for p in params(plain):
+        p.data = p.data.float() if "state_dtype" in storage else p.data
+        p.grad = torch.ones_like(p)
+    plain.step()
+    other = ours.SGD([torch.nn.Parameter(p.detach().clone()) for p in params(plain)], lr=0.1, momentum=0.9, **storage)
+    other.load_state_dict(plain.state_dict())
+    assert [int(other.state[p]["step"]) for p in params(other)] == [1, 1]
+    for p, q in zip(params(plain), params(other), strict=True):
+        assert torch.equal(other.state[q]["momentum_buffer"], plain.state[p]["momentum_buffer"])
+
+
+def test_steps_that_were_counted_for_random_rounding_alone_are_left_where_none_are_drawn():
+    first, second = (made("SGD", None, ((7,),), state_dtype=dtype) for dtype in ("int8", "float32"))
+    step(first, range(2))
+    resumed(first, second)
+    assert set(second.state[params(second)[0]]) == {"momentum_buffer"}
+    step(first, range(2, 4))
+    step(second, range(2, 4))
+    assert torch.equal(params(first)[0], params(second)[0])
+
+
+def test_a_step_of_several_numbers_is_an_error_that_names_it():
+    optimizer = made("AdamW", "split", ((7,),))
+    step(optimizer, range(1))
+    saved, before = copy.deepcopy(optimizer.state_dict()), contents(optimizer)
+    saved["state"][0]["step"] = torch.zeros(3)
+    with pytest.raises(TypeError, match=r"of parameter 0 of group 0 \(shape \(7,\)\): step must be a number, got tensor"):
+        optimizer.load_state_dict(saved)
+    assert contents(optimizer) == before
+
+
 def test_a_buffer_that_is_turned_on_later_starts_from_the_gradient():
     optimizer = made("SGD", shapes=((2,),), momentum=0.0, dampening=0.5, stochastic_rounding=True)
     step(optimizer, range(3))

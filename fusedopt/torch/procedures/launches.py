@@ -107,7 +107,7 @@ class Launching(Procedure):
                 self._step_tensor(p, gradient, self.state[p], rule)
 
     def _gradients(self, params: list[Any]) -> list[Any]:
-        groups = zip(self.param_groups, self._reads)  # which `_stepping` has read
+        groups = zip(self.param_groups, self._reads.groups)  # which `_stepping` has read
         return [p.grad if is_launched(said.rule) else None for group, said in groups for p in group["params"]]
 
     def _kept(self, p: torch.Tensor, rule: Rule) -> KeptBytes:
