@@ -427,7 +427,8 @@ class Optimizer:
         Args:
             convert: Whether state that was kept in another way is converted to ours, rounded to the nearest; else it is
                 an error. A master that was saved is the truth then, which its parameter becomes the rounding of; what
-                was saved beside parameters is taken together with their values, so load these first.
+                was saved beside parameters is taken together with their values, so load these first. A parameter of
+                float32 that has these values, widened, becomes the master.
 
         Raises:
             ValueError: Counts of groups or parameters, shapes, or a value of a hyperparameter or step do not fit; or

@@ -424,7 +424,7 @@ class Optimizer(torch.optim.Optimizer):
         Args:
             convert: Whether state that was kept in another way is converted to how this optimizer keeps its own,
                 rounded to the nearest; else it is refused. Masters are taken together with the parameters: load these
-                first.
+                first. A parameter of float32 that has their values, widened, becomes the master.
 
         Raises:
             ValueError: Counts of groups or parameters, shapes, or a value do not fit; or another storage.

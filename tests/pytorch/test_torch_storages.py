@@ -682,7 +682,9 @@ def test_a_step_of_several_numbers_is_an_error_that_names_it():
     step(optimizer, range(1))
     saved, before = copy.deepcopy(optimizer.state_dict()), contents(optimizer)
     saved["state"][0]["step"] = torch.zeros(3)
-    with pytest.raises(TypeError, match=r"of parameter 0 of group 0 \(shape \(7,\)\): step must be a number, got tensor"):
+    with pytest.raises(
+        TypeError, match=r"of parameter 0 of group 0 \(shape \(7,\)\): step must be a number, got tensor"
+    ):
         optimizer.load_state_dict(saved)
     assert contents(optimizer) == before
 
