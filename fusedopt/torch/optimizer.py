@@ -119,7 +119,9 @@ class Optimizer(torch.optim.Optimizer):
         options |= schedules
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
         given = {name: value for name, value in options.items() if value is not None}
-        defaults = {name: given.get(name, getattr(rule, name)) for name in known} | {"seed": rule.seed}
+        if "seed" in given:
+            given["seed"] = rule.seed  # whole, as 3.0 is
+        defaults = {name: given.get(name, getattr(rule, name)) for name in known}
         for name, default in self.rule.common_defaults().items():
             if not isinstance(defaults[name], torch.Tensor) and defaults[name] == default:
                 del defaults[name]
