@@ -17,7 +17,7 @@ from fusedopt.parameter import DTYPES
 from fusedopt.rules.common_options import STATE_DTYPES
 from fusedopt.rules.declaration import State
 from fusedopt.rules.rule import Rule
-from fusedopt.storage import BESIDE_PARAMETER, MASTER, SCALE, Kept, blocks_of, kept_parameter
+from fusedopt.storage import BESIDE_PARAMETER, HALVES, MASTER, SCALE, Kept, blocks_of, kept_parameter
 from fusedopt.stored_arrays import StoredArray, stored_arrays
 
 Array = np.ndarray[Any, Any]
@@ -62,7 +62,7 @@ def check_kept(what: str, key: str, dtype: str, stored: Mapping[str, StoredArray
         TypeError: It keeps another.
     """
     choice = choice_for(key, dtype)
-    build = f"build the optimizer with {choice}, or convert it: {CONVERT}" if choice else f"convert it: {CONVERT}"
+    build = f"convert it: {CONVERT}" + (f", or build the optimizer with {choice}" if choice else "")
     if key not in stored:
         raise ValueError(f"{what} belongs to another storage, and this optimizer keeps none; {build}.")
     if stored[key].dtype != dtype:
@@ -81,7 +81,7 @@ def converted(
     """A parameter's saved state as an optimizer with this rule keeps it, rounded to the nearest where it must be.
 
     What is kept alike stays as it is, to the bit. States are decoded, and kept again. What makes the parameter finer is
-    taken together with its values: load these first.
+    taken together with its values: load these first. A parameter that holds all of a float32 becomes that.
 
     Args:
         what: The state, as messages call it.
@@ -94,7 +94,8 @@ def converted(
         The state, and the values that the parameter has then; None where they stay.
 
     Raises:
-        ValueError: A master is for a parameter that holds float32 itself and has other values; or codes have no scales.
+        ValueError: A master is for a parameter that holds float32 itself, and this is not the master rounded to half
+            precision; or codes have no scales.
         TypeError: An array is of a type that no storage has.
     """
     stored, found = stored or stored_arrays(rule, data.dtype.name, data.size), dict(entry)
@@ -144,24 +145,70 @@ def _state(
 def _parameter(what: str, key: str, saved: Array, ours: Kept, data: Array) -> tuple[dict[str, Any], Array | None]:
     """What keeps a parameter finer, by key, as the optimizer keeps it; and the values that the parameter has then."""
     theirs = FINER.get((key, saved.dtype.name)) or FINER.get((key, ""))
-    if theirs is None or (theirs == "kahan" and saved.dtype != data.dtype):
-        raise TypeError(f"{what} has dtype {saved.dtype}, which no storage has for {data.dtype} parameters.")
+    if theirs is None or (theirs == "kahan" and saved.dtype.name not in HALVES):
+        raise TypeError(f"{what} has dtype {saved.dtype}, which no storage has; load what state_dict() returned.")
+    if ours.dtype not in HALVES:
+        return {}, _whole(what, Kept(_half(saved, theirs), theirs), saved, data)
+    if theirs != "float32" and _half(saved, theirs) != ours.dtype:
+        raise TypeError(f"{what} is the rest of a {_half(saved, theirs)} parameter, and this one has {data.dtype}.")
     if theirs == ours.finer and key != MASTER:  # which its parameter is the rounding of, whatever it was
         return {key: saved}, None
-    if ours.dtype not in ("float16", "bfloat16"):
-        if key == MASTER and np.array_equal(saved.reshape(data.shape), data, equal_nan=True):
-            return {}, None
-        raise ValueError(
-            f"{what} keeps what half precision cannot hold, and the parameter is of {data.dtype}; write it into the "
-            f"parameter first, parameter.data[...] = state['state'][i][{MASTER!r}], and load the state again."
-        )
-    if theirs in ("split", "split24") and ours.dtype != "bfloat16":
-        raise TypeError(f"{what} is the rest of a bfloat16 parameter, and this one has {data.dtype}.")
     values, moved = np.empty(data.size, np.float32), np.empty(data.shape, data.dtype)
     _read(Kept(data.dtype.name, theirs), data, saved, values)
     beside = np.empty(data.shape, ours.beside or data.dtype)
     _write(ours, values, moved, beside)
     return ({ours.beside_key: beside} if ours.finer else {}), moved
+
+
+def _half(saved: Array, theirs: str) -> str:
+    """dtype name of the parameter that an array was saved beside; of a float32 master it may be either."""
+    return saved.dtype.name if theirs == "kahan" else "bfloat16"
+
+
+def _whole(what: str, theirs: Kept, saved: Array, data: Array) -> Array | None:
+    """The values that a parameter which holds all of a master becomes; None where it holds them already.
+
+    Its values must be what was to be seen of the master: the weights of the same checkpoint, widened.
+    """
+    values = np.empty(data.size, np.float32)
+    if theirs.finer == "float32":
+        values[...] = saved.reshape(-1)
+        seen = any(_equal(data, _rounded(values, half)) for half in HALVES)
+        already = _equal(data, values)
+    else:
+        half = _rounded(data, theirs.dtype)
+        _read(theirs, half, saved, values)
+        seen = _equal(data, half)
+        already = _equal(data, _joined_again(theirs, saved, data))
+    if not seen and not already:
+        raise ValueError(
+            f"{what}: the parameter, of {data.dtype}, is not what this state's masters round to; load the weights of "
+            f"the same checkpoint into the model first."
+        )
+    return None if already else values.astype(data.dtype).reshape(data.shape)
+
+
+def _joined_again(theirs: Kept, saved: Array, data: Array) -> Array:
+    """What a float32 array is after its rest is replaced by the one that was saved: itself, where it was that."""
+    values, half, rest = np.empty(data.size, np.float32), np.empty(data.size, theirs.dtype), np.empty_like(saved)
+    values[...] = data.reshape(-1)
+    if theirs.finer == "kahan":  # whose sums round to another half now and then
+        values -= saved.reshape(-1).astype(np.float32)
+    _write(theirs, values, half, rest)
+    _read(theirs, half, saved, values)
+    return values
+
+
+def _rounded(values: Array, half: str) -> Array:
+    """Values in half precision, in one line."""
+    line = np.empty(values.size, half)
+    with np.errstate(all="ignore"):
+        line[...] = values.reshape(-1)
+    return line
+
+
+def _equal(data: Array, values: Array) -> bool:
+    return np.array_equal(data.reshape(-1), values.astype(data.dtype), equal_nan=True)
 
 
 def _read(kept: Kept, array: Array, beside: Array, to: Array) -> None:

@@ -38,28 +38,31 @@ TENSORS = {f"{name}{i}" for name in ("state", "qmap", "absmax", "max", "new_max"
 TENSORS |= {"gnorm_vec", "unorm_vec"}
 
 
-def in_our_keys(saved: Any, rules: Sequence[Rule], parameters: Sequence[Sequence[Any]]) -> Any:
+def in_our_keys(saved: Any, rules: Sequence[Rule], ours: Sequence[Mapping[str, Any]]) -> Any:
     """A state dict as this library would have saved it; one of its own, or of torch.optim, as it is.
 
     Args:
         saved: Of anybody; what is no state dict is returned as it is, for the checks to say so.
-        rules, parameters: Of each of the optimizer's param groups.
+        rules, ours: Of each of the optimizer's param groups the rule, and the group: with "params".
 
     Raises:
         ValueError: The rule cannot go on from it: other states, no option for `bias_correction=False`, or codes and
             scales that do not go together.
         KeyError: Codes without their map or their scales.
     """
+    parameters = [group["params"] for group in ours]
     if not _fits(saved, parameters):
         return saved
     state, groups = dict(saved["state"]), []
-    for number, (group, rule, some) in enumerate(zip(saved["param_groups"], rules, parameters)):
+    for number, (group, rule, own) in enumerate(zip(saved["param_groups"], rules, ours)):
         entries = {key: state[key] for key in group["params"] if isinstance(state.get(key), Mapping)}
         of_bitsandbytes = any("state1" in _flat(entry) for entry in entries.values())
         read = {key: _entry(entry, rule, f"the state of {key!r}") for key, entry in entries.items()}
         read = _with_steps_of_all(group, read)
-        state |= _without_stale_masters(group, read, dict(zip(group["params"], some)))
-        groups.append(_options(group, rule, f"param group {number} of the state dict", of_bitsandbytes))
+        state |= _without_stale_masters(group, read, dict(zip(group["params"], own["params"])))
+        options = _options(group, rule, f"param group {number} of the state dict", of_bitsandbytes)
+        foreign = of_bitsandbytes or "bias_correction" in options
+        groups.append(_with_what_they_lack(options, rule, own) if foreign else options)
     _warn_of_norms(saved["param_groups"])
     return {**saved, "state": state, "param_groups": groups}
 
@@ -89,6 +92,12 @@ def _options(group: Mapping[str, Any], rule: Rule, what: str, of_bitsandbytes: b
         betas, name = options.pop("betas"), next(name for of, name in FIRST_BETA.items() if isinstance(rule, of))
         options |= {name: betas[0]} if name else {}
     return options
+
+
+def _with_what_they_lack(options: dict[str, Any], rule: Rule, own: Mapping[str, Any]) -> dict[str, Any]:
+    """With options that these formats never have as they are in the optimizer's own group: nothing to warn of."""
+    never = [name for name, field in rule.options().items() if field.init and not field.metadata["common"]]
+    return {name: own[name] for name in never if name in own} | options
 
 
 def _is_apex_lamb(group: Mapping[str, Any]) -> bool:

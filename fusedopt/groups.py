@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -12,6 +12,7 @@ from fusedopt.layout import Changes
 from fusedopt.parameter import Parameter
 from fusedopt.rules.rule import Rule
 from fusedopt.schedules.options import STEP, Function, changes_some, checked_step, explained, number_at, schedules_in
+from fusedopt.storage import FINER_OPTIONS, StoredGroup, check_storage
 
 
 class Group(dict[str, Any]):
@@ -156,6 +157,15 @@ def of_group(number: int, where: str = "") -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         raise type(error)(f"param group {number}{where}: {error}") from None
+
+
+def check_defaults(groups: Sequence[StoredGroup]) -> None:
+    """Raise ValueError where options of an optimizer are of no use to any of its groups."""
+    for option in FINER_OPTIONS:
+        if not any(group.may_use(option) for group in groups):
+            for number, group in enumerate(groups):
+                with of_group(number):
+                    check_storage(group, [option])
 
 
 def changed_rule(rule: Rule, options: Mapping[str, Any]) -> Rule:

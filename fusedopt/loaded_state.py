@@ -37,7 +37,7 @@ def load_state_dict(
     """Check all of a state dict, then copy it into the buffers that are there."""
     scheduled = [group.schedules for group in groups]
     ours = [group.rule for group in groups]
-    saved = in_our_keys(saved, ours, [group["params"] for group in groups])
+    saved = in_our_keys(saved, ours, groups)
     rules, extras, found = checked_groups(saved, groups, ours, scheduled, convert=convert)
     entries = {id(p): entry for p, entry in zip((p for group in groups for p in group["params"]), found)}
     loads = [

@@ -13,7 +13,7 @@ import numpy as np
 from fusedopt import state_dict as _state_dict
 from fusedopt.arena import NO_HISTORY, Arena, ArenaSpan, arenas_of, spans_of
 from fusedopt.backends import Backend, Steps, backend_of
-from fusedopt.groups import Group, check_norm, groups_of, of_group, scheduled_rule
+from fusedopt.groups import Group, check_defaults, check_norm, groups_of, of_group, scheduled_rule
 from fusedopt.kept_bytes import KeptBytes, of_arena
 from fusedopt.layout import Changes, device_of
 from fusedopt.loaded_state import load_state_dict
@@ -22,7 +22,7 @@ from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.scheduled import count_taken, follow
 from fusedopt.schedules.options import Function, check_lengths, schedules_in
 from fusedopt.sparse_gradient import SparseGradient
-from fusedopt.storage import check_storage
+from fusedopt.storage import FINER_OPTIONS, StoredGroup, check_storage
 from fusedopt.tracing import Traced, trace
 
 # Attributes that a copy makes anew: they hold buffers, or count what happened to them.
@@ -55,6 +55,10 @@ def _scalar(value: Any) -> Any:
         value = value.item()
     with np.errstate(all="ignore"):
         return np.float32(value)
+
+
+def _stored_group(rule: Rule, parameters: Sequence[Parameter]) -> StoredGroup:
+    return StoredGroup(rule, [p.dtype.name for p in parameters], [p.described for p in parameters])
 
 
 class Optimizer:
@@ -194,6 +198,7 @@ class Optimizer:
         """The rule of each new group, with its own options over the defaults, and its schedules."""
         taken = {id(parameter) for parameter in self.parameters()}
         rules: list[tuple[Rule, dict[str, Function]]] = []
+        stored = [_stored_group(group.rule, group["params"]) for group in self._groups]
         for number, entry in enumerate(entries, len(self._groups)):
             for parameter in entry["params"]:
                 if id(parameter) in taken:
@@ -218,11 +223,16 @@ class Optimizer:
             for parameter in entry["params"]:
                 rule.check_shape(parameter.described, parameter.shape)
             with of_group(number):
-                some = entry["params"]
-                check_storage(rule, [p.dtype.name for p in some], [p.described for p in some])
+                stored.append(_stored_group(rule, entry["params"]))
+                check_storage(stored[-1], self._stated_options(rule))
             self._variant(rule)
+        check_defaults(stored)
         check_lengths([*(group.schedules for group in self._groups), *(schedules for _, schedules in rules)])
         return rules
+
+    def _stated_options(self, rule: Rule) -> list[str]:
+        """Options that a group has for itself: other than the defaults, since copies of groups state all of theirs."""
+        return [name for name in FINER_OPTIONS if getattr(rule, name) != self.defaults.get(name, getattr(Rule, name))]
 
     def _variant(self, rule: Rule) -> Traced | None:
         """What a plan is made for; None where it is a procedure, which reads its rule at every step."""
@@ -417,7 +427,8 @@ class Optimizer:
         Args:
             convert: Whether state that was kept in another way is converted to ours, rounded to the nearest; else it is
                 an error. A master that was saved is the truth then, which its parameter becomes the rounding of; what
-                was saved beside parameters is taken together with their values, so load these first.
+                was saved beside parameters is taken together with their values, so load these first. A parameter of
+                float32 that has these values, widened, becomes the master.
 
         Raises:
             ValueError: Counts of groups or parameters, shapes, or a value of a hyperparameter or step do not fit; or

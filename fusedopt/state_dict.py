@@ -172,7 +172,7 @@ def _check_storage_options(number: int, own: Rule, entry: Mapping[str, Any]) -> 
         if name in entry and entry[name] != getattr(own, name):
             raise ValueError(
                 f"param group {number} of the state dict was saved with {name}={entry[name]!r} and this optimizer has "
-                f"{name}={getattr(own, name)!r}; build it with the former, or convert the state: {CONVERT}."
+                f"{name}={getattr(own, name)!r}; convert the state: {CONVERT}, or build it with the former."
             )
 
 

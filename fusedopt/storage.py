@@ -195,29 +195,45 @@ def array_dtypes(storage: Storage) -> tuple[str, ...]:
     return (*(kept.dtype for kept in storage.streams), *(storage.streams[place].beside for place in storage.beside))
 
 
-def check_storage(rule: Rule, dtypes: Iterable[str], described: Sequence[str]) -> None:
+@dataclasses.dataclass(frozen=True)
+class StoredGroup:
+    """What is checked of a param group.
+
+    Attributes:
+        rule: With the group's options.
+        dtypes: Names, of each parameter; "" where it is not known yet.
+        described: What messages call each of them.
+    """
+
+    rule: Rule
+    dtypes: Sequence[str]
+    described: Sequence[str]
+
+    def may_use(self, option: str) -> bool:
+        """Whether there is something here, or may be, that an option of `FINER_OPTIONS` is for."""
+        random = option == "stochastic_rounding"
+        return not {"", *HALVES}.isdisjoint([*self.dtypes, *(self.rule.state_dtypes.values() if random else ())])
+
+
+# Options for what half precision cannot hold: of no use where there is none.
+FINER_OPTIONS = ("master_weights", "kahan", "stochastic_rounding")
+
+
+def check_storage(group: StoredGroup, stated: Iterable[str] = FINER_OPTIONS) -> None:
     """Raise ValueError where the storage options of a param group do not go with its parameters.
 
     Args:
-        rule: With the group's options.
-        dtypes: Names, of each parameter.
-        described: What messages call each of them.
+        stated: Those of `FINER_OPTIONS` that must be of use in this very group; others are in another group.
     """
-    name, known = type(rule).__name__, list(dtypes)
-    if not known:
-        return
-    halves = [dtype for dtype in known if dtype in HALVES]
-    finer = "kahan=True" if rule.kahan else f"master_weights={rule.master_weights!r}" if rule.master_weights else ""
-    if finer and not halves:
-        raise ValueError(
-            f"{name}: {finer} keeps what float16 and bfloat16 parameters cannot hold, and {described[0]} has "
-            f"{known[0]}, which holds it; leave it out, or convert the parameters to bfloat16."
-        )
-    for dtype, what in zip(known, described):
+    rule, name = group.rule, type(group.rule).__name__
+    for option in stated:
+        if getattr(rule, option) and group.dtypes and not group.may_use(option):
+            raise ValueError(_of_no_use(group, option))
+    for dtype, what in zip(group.dtypes, group.described):
         if rule.master_weights in ("split", "split24") and dtype == "float16":
             raise ValueError(
-                f"{name}: {finer} keeps a float32 as bfloat16 and a remainder, and {what} has float16; choose "
-                f"master_weights='float32', or bfloat16 parameters."
+                f"{name}: master_weights={rule.master_weights!r} keeps a float32 as bfloat16 and a remainder, and "
+                f"{what} has float16; choose master_weights='float32', or bfloat16 parameters."
             )
         kept = [rule.state_dtype_of(state.name) for state in rule.all_states()]  # flags may turn on the others
         if dtype == "float64" and not {None, "float32"}.issuperset(kept):
@@ -225,11 +241,21 @@ def check_storage(rule: Rule, dtypes: Iterable[str], described: Sequence[str]) -
                 f"{name}: state_dtype={rule.state_dtype!r} does not go with {what}, which has float64; choose "
                 f"state_dtype='float32' or None, or float32 parameters."
             )
-    if rule.stochastic_rounding and not halves and not set(HALVES) & set(rule.state_dtypes.values()):
-        raise ValueError(
-            f"{name}: stochastic_rounding=True is for float16 and bfloat16 parameters, and {described[0]} has "
-            f"{known[0]}; leave it out, or convert the parameters to bfloat16."
+
+
+def _of_no_use(group: StoredGroup, option: str) -> str:
+    """The sentence for one of `FINER_OPTIONS` where nothing has a use for it."""
+    rule, has = group.rule, f"{group.described[0]} has {group.dtypes[0]}"
+    said = f"{type(rule).__name__}: {option}={getattr(rule, option)!r}"
+    if option != "stochastic_rounding":
+        return (
+            f"{said} keeps what float16 and bfloat16 parameters cannot hold, and {has}, which holds it; leave it out, "
+            f"or convert the parameters to bfloat16."
         )
+    cure = "leave it out, or choose bfloat16 for the parameters or for state_dtype"
+    if "int8" in rule.state_dtypes.values():
+        cure = "8-bit states are rounded at random anyway; leave it out"
+    return f"{said} is for float16 and bfloat16 parameters and states, and {has}; {cure}."
 
 
 def memory_of(storage: Storage, size: int) -> dict[str, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fusedopt.rules import Rule
-from fusedopt.storage import SMALL, Storage, check_storage, storage_of
+from fusedopt.storage import SMALL, Storage, StoredGroup, check_storage, storage_of
 
 FACTORS: Mapping[str, Sequence[Any]] = {
     "dtype": ("bfloat16", "float16", "float32", "float64"),
@@ -53,7 +53,7 @@ class Way:
         if self.gradient not in (("float64", "float32") if self.dtype == "float64" else FACTORS["gradient"][:3]):
             return False  # `Parameter` refuses it
         try:
-            check_storage(rule(**self.options(rule, **others)), [self.dtype], ["it"])
+            check_storage(StoredGroup(rule(**self.options(rule, **others)), [self.dtype], ["it"]))
         except ValueError:
             return False
         return True

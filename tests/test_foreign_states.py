@@ -15,9 +15,6 @@ from test_state_dict import bits, contents
 
 SHAPES = [(70, 70), (5,)]  # in 8 bits, and too small for them
 
-# What they leave out is named in a warning, as for any state dict; test_state_dict.py has that.
-pytestmark = pytest.mark.filterwarnings("ignore:param group . of the state dict lacks")
-
 
 def optimizer_of(kind: type[Optimizer], **options: Any) -> Optimizer:
     arrays = [ordinary(int(np.prod(shape)), "float32", i).reshape(shape) for i, shape in enumerate(SHAPES)]
@@ -55,7 +52,8 @@ def test_bitsandbytes_states_are_decoded_with_the_stored_map_and_scales(block, n
 
 def test_a_step_after_bitsandbytes_is_that_from_the_decoded_states():
     saved, decoded = of_bitsandbytes(SHAPES)
-    ours = {"state": {}, "param_groups": saved["param_groups"]}
+    (group,) = saved["param_groups"]
+    ours = {"state": {}, "param_groups": [{"amsgrad": False, "maximize": False, **group}]}
     for i, (exp_avg, exp_avg_sq) in enumerate(decoded):
         ours["state"][i] = {"step": 3, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     one, other = optimizer_of(AdamW), optimizer_of(AdamW)
@@ -203,7 +201,7 @@ def test_transformer_engines_remainders_are_ours():
     saved["state"][0]["master_param"] = low
     saved["state"][1]["master_param"] = np.ones(5, np.float32)
     parameters = [Parameter(np.zeros(shape, ml_dtypes.bfloat16)) for shape in SHAPES]
-    read = in_our_keys(saved, [AdamW.rule()], [parameters])["state"]
+    read = in_our_keys(saved, [AdamW.rule()], [{"params": parameters}])["state"]
     assert list(read[0]) == ["exp_avg", "exp_avg_sq", "remainder"]
     assert read[0]["remainder"] is low
     assert bits(read[1]) == bits(saved["state"][1])
@@ -267,7 +265,7 @@ def test_a_state_dict_of_ones_own_is_read_as_it_is(kind):
     stepped(optimizer)
     saved = optimizer.state_dict()
     group = optimizer.param_groups[0]
-    read = in_our_keys(saved, [group.rule], [group["params"]])
+    read = in_our_keys(saved, [group.rule], [group])
     assert bits(read) == bits(saved)
     for i in range(len(SHAPES)):
         assert all(read["state"][i][key] is value for key, value in saved["state"][i].items())
@@ -275,7 +273,7 @@ def test_a_state_dict_of_ones_own_is_read_as_it_is(kind):
 
 @pytest.mark.parametrize("saved", [None, [], {}, {"state": {}}, {"state": [], "param_groups": []}], ids=repr)
 def test_what_is_no_state_dict_is_left_to_the_checks(saved):
-    assert in_our_keys(saved, [AdamW.rule()], [[Parameter(np.zeros(3, np.float32))]]) is saved
+    assert in_our_keys(saved, [AdamW.rule()], [{"params": [Parameter(np.zeros(3, np.float32))]}]) is saved
 
 
 def test_options_that_nobody_here_has_are_kept_and_written_back():
@@ -289,3 +287,11 @@ def test_options_that_nobody_here_has_are_kept_and_written_back():
         "alpha": 0.0,
         "t_alpha": None,
     }
+
+
+def test_options_that_their_formats_never_have_stay_as_they_are():
+    for saved in (of_bitsandbytes(SHAPES)[0], of_apex(SHAPES)):
+        optimizer = optimizer_of(AdamW, amsgrad=True, maximize=True)
+        optimizer.load_state_dict(saved)  # without a warning
+        assert optimizer.param_groups[0]["amsgrad"]
+        assert optimizer.param_groups[0]["maximize"]

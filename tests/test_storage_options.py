@@ -1,5 +1,6 @@
 """The options of how arrays are kept: what does not go together is refused, with its cure, before anything changes."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,7 @@ WRONG: tuple[Row, ...] = (
     ),
     (
         *("Adam", "float32", {"stochastic_rounding": True}, ValueError),
-        "stochastic_rounding=True is for float16 and bfloat16 parameters, and parameter 'w' .* has float32; leave it",
+        "=True is for float16 and bfloat16 parameters and states, and parameter 'w' .* has float32; leave it",
     ),
     (
         *("Adam", "float64", {"state_dtype": "bfloat16"}, ValueError),
@@ -82,6 +83,8 @@ WRONG: tuple[Row, ...] = (
     ),
     ("Adam", "bfloat16", {"seed": -1}, ValueError, r"seed must be in \[0, 9007199254740992\), got -1"),
     ("Adam", "bfloat16", {"seed": 0.5}, ValueError, "seed must be a whole number, got 0.5"),
+    ("Adam", "bfloat16", {"seed": [1, 2]}, TypeError, r"seed must be a whole number, got \[1, 2\]; it follows no"),
+    ("Adam", "bfloat16", {"seed": int}, TypeError, "seed must be a whole number, got .*; it follows no schedule"),
 )
 each_wrong = pytest.mark.parametrize(
     ("kind", "dtype", "options", "error", "message"), WRONG, ids=[f"{row[0]}-{row[1]}-{row[2]}" for row in WRONG]
@@ -192,3 +195,29 @@ def test_rows_are_refused_where_arrays_are_not_kept_as_values(options):
     ):
         optimizer.step()
     assert contents(optimizer)[0] == before
+
+
+@pytest.mark.parametrize("option", [{"master_weights": "split"}, {"kahan": True}, {"stochastic_rounding": True}])
+def test_a_default_is_for_the_groups_that_have_a_use_for_it(option):
+    """float32 norms beside a bfloat16 body are kept as they are."""
+    (name,) = option
+    body, norms = some(BFLOAT16, "body"), some(np.float32, "norms")
+    optimizer = fusedopt.AdamW([{"params": [norms]}, {"params": [body]}], **option)
+    optimizer.add_param_group({"params": [some(np.float32)]})
+    norms.grad = np.ones_like(norms.data)
+    optimizer.step()
+    assert optimizer.state[norms].keys() == {"step", "exp_avg", "exp_avg_sq"}
+    assert copy.deepcopy(optimizer).param_groups[0][name] == option[name]
+    with pytest.raises(ValueError, match=f"^param group 1: AdamW: {name}=.* has float32"):
+        fusedopt.AdamW([{"params": [some(BFLOAT16)]}, {"params": [some(np.float32)], **option}])
+    with pytest.raises(ValueError, match=f"^param group 0: AdamW: {name}=.* has float32"):
+        fusedopt.AdamW([{"params": [some(np.float32)]}, {"params": [some(np.float32)]}], **option)
+
+
+def test_states_of_half_precision_are_rounded_at_random_beside_float32_parameters():
+    groups = [{"params": [some(np.float32)]}, {"params": [some(np.float32)], "state_dtype": "bfloat16"}]
+    fusedopt.AdamW(groups, stochastic_rounding=True)
+    with pytest.raises(
+        ValueError, match=r"parameters and states, .* has float32; 8-bit states are rounded at random anyway"
+    ):
+        fusedopt.AdamW([some(np.float32)], stochastic_rounding=True, state_dtype="int8")

@@ -372,7 +372,7 @@ def test_a_state_dict_of_another_storage_says_what_to_choose(saved, ours):
     optimizer = Adam([Parameter(array) for array in data], **ours)
     before = contents(optimizer)
     with pytest.raises(
-        (TypeError, ValueError), match=r"build (it|the optimizer) with .*load_state_dict\(.*convert=True"
+        (TypeError, ValueError), match=r"load_state_dict\(.*convert=True\), or build (it|the optimizer) with"
     ):
         optimizer.load_state_dict(state)
     assert contents(optimizer) == before
@@ -542,26 +542,53 @@ def test_a_wrong_state_changes_nothing(options, change, error, message):
     assert contents(optimizer) == before
 
 
-def test_a_master_goes_into_float32_parameters_by_hand_alone():
-    data, state = saved_with(STORAGES["float32 master"])
+@pytest.mark.parametrize("name", [*MASTERS, "float16 master", "float16 kahan"])
+def test_a_float32_model_with_the_weights_of_a_checkpoint_takes_its_masters(name):
+    of_float16 = {"float16 master": {"master_weights": "float32"}, "float16 kahan": {"kahan": True}}
+    options, dtype = (of_float16[name], np.float16) if name in of_float16 else (STORAGES[name], BFLOAT16)
+    data, state = saved_with(options, dtype)
     optimizer = Adam([Parameter(array.astype(np.float32)) for array in data])
-    before = contents(optimizer)
-    with pytest.raises(
-        ValueError, match=r"write it into the parameter first, parameter\.data\[\.\.\.\] = .*master_param"
-    ):
+    for _ in range(2):  # a second time they are there already
         optimizer.load_state_dict(state, convert=True)
-    assert contents(optimizer) == before
-    for number, parameter in enumerate(optimizer.parameters()):
-        parameter.data[...] = state["state"][number]["master_param"]
-    optimizer.load_state_dict(state, convert=True)
-    assert "master_param" not in optimizer.state_dict()["state"][0]
+        for number, parameter in enumerate(optimizer.parameters()):
+            np.testing.assert_array_equal(parameter.data, master_of(data[number], state["state"][number]))
+            assert not {"master_param", "remainder", "compensation"} & optimizer.state[parameter].keys()
+    assert any((p.data != array.astype(np.float32)).any() for p, array in zip(optimizer.parameters(), data))
 
 
-@pytest.mark.parametrize("ours", ["float16", "float32"])
-def test_the_rest_of_a_bfloat16_is_of_no_use_to_other_parameters(ours):
+@pytest.mark.parametrize("name", MASTERS)
+def test_a_master_of_other_weights_is_not_taken(name):
+    """The first model was not loaded, the second one's last parameter was not."""
+    data, state = saved_with(STORAGES[name])
+    for others in (range(4), range(2, 3)):
+        arrays = [array.astype(np.float32) for array in data]
+        for number in others:
+            arrays[number] += np.float32(2.0**-20)
+        optimizer = Adam([Parameter(array) for array in arrays])
+        before = contents(optimizer)
+        with pytest.raises(
+            ValueError, match=r"the parameter, of float32, is not what this state's masters round to; load the weights"
+        ):
+            optimizer.load_state_dict(state, convert=True)
+        assert contents(optimizer) == before
+
+
+def test_a_master_of_a_float32_model_is_converted_where_that_is_asked_for():
+    data, state = saved_with({"master_weights": "split", "state_dtype": "float32"})
+    optimizer = Adam([Parameter(array.astype(np.float32)) for array in data])
+    with pytest.raises(
+        ValueError, match=r"convert the state: load_state_dict\(state, convert=True\), or build it with"
+    ):
+        optimizer.load_state_dict(state)
+    del state["param_groups"][0]["master_weights"]  # as of a dict that another library has written anew
+    with pytest.raises(ValueError, match=r"convert it: .*convert=True\), or build .* with master_weights='split'"):
+        optimizer.load_state_dict(state)
+
+
+def test_the_rest_of_a_bfloat16_is_of_no_use_to_float16_parameters():
     data, state = saved_with(STORAGES["split"])
-    optimizer = Adam([Parameter(array.astype(ours)) for array in data])
-    with pytest.raises((TypeError, ValueError), match=f"remainder .*{ours}"):
+    optimizer = Adam([Parameter(array.astype("float16")) for array in data])
+    with pytest.raises(TypeError, match="remainder is the rest of a bfloat16 parameter, and this one has float16"):
         optimizer.load_state_dict(state, convert=True)
 
 

@@ -17,11 +17,11 @@ STEP = "schedule_step"  # a group's key for how many steps its schedules have ha
 def schedules_in(rule: type[Rule], options: Mapping[str, Any]) -> dict[str, Function]:
     """Those of the options that are functions of the step, or sequences with a value for each, which become Tables.
 
-    A number may be given so; a flag, a choice and a tuple of numbers may not.
+    A number may be given so; a flag, a choice, a seed and a tuple of numbers may not.
 
     Raises:
         TypeError, ValueError: A sequence is empty, or holds something else than numbers; a schedule's class is given,
-            or a schedule for a tuple of numbers or for one of them.
+            or a schedule for a tuple of numbers, for one of them, or for a seed.
     """
     found: dict[str, Function] = {}
     known = rule.options()
@@ -33,6 +33,12 @@ def schedules_in(rule: type[Rule], options: Mapping[str, Any]) -> dict[str, Func
             continue
         if isinstance(field.default, tuple):
             _check_no_schedule(f"{rule.__name__}: {name}", field.default, value)
+        elif field.metadata["whole"] and field.metadata["common"]:  # the seed
+            if callable(value) or _is_sequence(value):
+                raise TypeError(
+                    f"{rule.__name__}: {name} must be a whole number, got {value!r}; it follows no schedule: random "
+                    f"numbers are others at each step anyway."
+                )
         elif isinstance(value, type):
             raise TypeError(
                 f"{rule.__name__}: {name} must be a number, a schedule (an instance, as Cosine(1e-3, 100)), a function "

@@ -100,12 +100,7 @@ def check_keys(rule: type[Rule], group: Mapping[str, Any], where: str = "") -> N
 def check_params(params: list[Any], number: int, others: set[int]) -> None:
     """Raise ValueError, by name, for what torch refuses without one, or takes twice."""
     seen: set[int] = set()
-    for i, entry in enumerate(params):
-        name, p = (repr(entry[0]), entry[1]) if isinstance(entry, tuple) and len(entry) == 2 else (f"{i}", entry)
-        if not isinstance(p, torch.Tensor):
-            continue
-        shape = "not known yet" if torch.nn.parameter.is_lazy(p) else tuple(p.shape)
-        what = f"parameter {name} of group {number} (shape {shape})"
+    for what, p in described({"params": params}, number):
         if not (p.is_leaf or p.retains_grad):
             raise ValueError(
                 f"{what}: can't optimize a non-leaf tensor; give the one that it was computed from, or detach it."
@@ -117,9 +112,20 @@ def check_params(params: list[Any], number: int, others: set[int]) -> None:
         seen.add(id(p))
 
 
-def named_tensors(params: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a group with what messages call them; what is none is left to torch to refuse."""
+def described(group: Mapping[str, Any], number: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of the group of this number, each with what messages call it; torch refuses what is none.
+
+    Args:
+        group: As it is, or as it was given: with (name, tensor) pairs.
+    """
+    names, params = group.get("param_names"), group.get("params")
     for i, entry in enumerate(params if isinstance(params, list) else ()):
-        name, p = (repr(entry[0]), entry[1]) if isinstance(entry, tuple) and len(entry) == 2 else (f"{i}", entry)
-        if isinstance(p, torch.Tensor) and not torch.nn.parameter.is_lazy(p):
-            yield name, p
+        pair = entry if isinstance(entry, tuple) and len(entry) == 2 else (names[i] if names else None, entry)
+        if isinstance(pair[1], torch.Tensor):
+            yield title_of(pair[0], i, number, pair[1]), pair[1]
+
+
+def title_of(name: str | None, place: int, number: int, p: torch.Tensor) -> str:
+    """What messages call a parameter: by its name, or by its place in the group of this number."""
+    shape = "not known yet" if torch.nn.parameter.is_lazy(p) else tuple(p.shape)
+    return f"parameter {f'{place} of group {number}' if name is None else repr(name)} (shape {shape})"

@@ -180,8 +180,8 @@ class Candidate:
             if key not in self._dtypes and (key in BESIDE or (is_scale(rule, key) and not waits)):
                 raise RuntimeError(
                     f"{self.what}: its state has {key!r}, for which the options of its group, and its dtype "
-                    f"{self.local.dtype}, have no use; make the optimizer with the options that it was made with, or "
-                    f"delete it from optimizer.state."
+                    f"{self.local.dtype}, have no use; where the model was converted, give state_dict() to a new "
+                    f"optimizer by load_state_dict(state_dict, convert=True); else delete it from optimizer.state."
                 )
 
     def _check_step(self, entry: Entry) -> None:

@@ -30,6 +30,11 @@ def checked_rule(rule: Rule, options: Mapping[str, Any]) -> Rule:
     return changed_rule(rule, {name: _plain(rule, name, options[name]) for name in known if name in options})
 
 
+def kept_as(rule: Rule, group: Mapping[str, Any]) -> Rule:
+    """A rule with a group's options of how arrays are kept; its numbers, which may be on a device, are not read."""
+    return checked_rule(rule, {name: group[name] for name in rule.storage_options() if name in group})
+
+
 def _plain(rule: Rule, name: str, value: Any) -> Any:
     """A value as a rule takes it: no tensors, flags of truth values, and zero for what rounding alone put below it."""
     what = f"{type(rule).__name__}: {name}"

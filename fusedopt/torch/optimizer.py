@@ -12,10 +12,11 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from fusedopt.backends import Plan
-from fusedopt.groups import check_norm, of_group
+from fusedopt.groups import check_defaults, check_norm, of_group
 from fusedopt.kept_bytes import KeptBytes
 from fusedopt.rules.rule import Rule, check_declaration
 from fusedopt.schedules.options import check_lengths
+from fusedopt.storage import check_storage
 from fusedopt.torch import places
 from fusedopt.torch import state_dict as _state_dict
 from fusedopt.torch.arguments import (
@@ -24,18 +25,18 @@ from fusedopt.torch.arguments import (
     check_flags,
     check_keys,
     check_params,
+    described,
     docstring,
-    named_tensors,
     signature,
 )
 from fusedopt.torch.binding import GRADIENT, Binding, Selection
 from fusedopt.torch.candidate import Candidate, begun
-from fusedopt.torch.groups import checked_rule
+from fusedopt.torch.groups import checked_rule, kept_as
 from fusedopt.torch.kept_bytes import of_launched
 from fusedopt.torch.reads import Reads
 from fusedopt.torch.schedules import Schedules, found_in, rule_at
 from fusedopt.torch.slots import Counter, Slot
-from fusedopt.torch.storages import check_group, start_again
+from fusedopt.torch.storages import options_of, start_again, stated_options, stored_group
 from fusedopt.torch.tensors import local, placements, untraced
 
 Self = TypeVar("Self", bound="Optimizer")
@@ -118,14 +119,23 @@ class Optimizer(torch.optim.Optimizer):
         options |= schedules
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
         given = {name: value for name, value in options.items() if value is not None}
+        if "seed" in given:
+            given["seed"] = rule.seed  # whole, as 3.0 is
         defaults = {name: given.get(name, getattr(rule, name)) for name in known}
         for name, default in self.rule.common_defaults().items():
             if not isinstance(defaults[name], torch.Tensor) and defaults[name] == default:
                 del defaults[name]
         self.write_back_gradients = write_back_gradients
         super().__init__(params, defaults | flags)
+        self._check_defaults([kept_as(self.rule(), group) for group in self.param_groups])
         if self.rule.eager_state:
             self._begin()
+
+    def _check_defaults(self, rules: Sequence[Rule]) -> None:
+        """Raise ValueError where an option of how arrays are kept is of no use to any group."""
+        if any(any(options_of(rule).values()) for rule in rules):
+            pairs = enumerate(zip(rules, self.param_groups))
+            check_defaults([stored_group(rule, dict(described(group, number))) for number, (rule, group) in pairs])
 
     def _begin(self) -> None:
         """Make the state of all parameters now; those of groups that are added later begin at their first step."""
@@ -149,21 +159,24 @@ class Optimizer(torch.optim.Optimizer):
         if isinstance(param_group, dict):
             param_group = dict(param_group)
             number = len(self.param_groups)
-            params = param_group.get("params")
-            if isinstance(params, Iterable) and not isinstance(params, set):
-                param_group["params"] = [params] if isinstance(params, torch.Tensor) else list(params)
+            given = param_group.get("params")
+            if isinstance(given, Iterable) and not isinstance(given, set):
+                param_group["params"] = [given] if isinstance(given, torch.Tensor) else list(given)
                 check_params(param_group["params"], number, {id(p) for g in self.param_groups for p in g["params"]})
             check_keys(self.rule, param_group)
             with of_group(number):
                 entry = {**self.defaults, **param_group}
                 schedules = found_in(self.rule, entry)
                 rule = rule_at(self.rule(), schedules, 0, entry)
-            for name, p in named_tensors(param_group.get("params")):
-                self._check_parameter(rule, f"parameter {name} of group {number}", p)
+            params = dict(described(param_group, number))
+            for what, p in params.items():
+                if not torch.nn.parameter.is_lazy(p):
+                    self._check_parameter(rule, what, p)
             with of_group(number):
-                check_group(rule, {f"parameter {name}": p for name, p in named_tensors(param_group.get("params"))})
+                check_storage(stored_group(rule, params), stated_options(rule, self.defaults))
             check_lengths([*self.schedules, schedules])
-            param_group |= {name: getattr(rule, name) for name in schedules}
+            numbers = [*schedules, *({"seed"} & param_group.keys())]
+            param_group |= {name: getattr(rule, name) for name in numbers}
         super().add_param_group(param_group)
         self._schedules.add(self.param_groups, schedules)
 
@@ -322,10 +335,12 @@ class Optimizer(torch.optim.Optimizer):
                     name = repr(names[i]) if names else f"{i} of group {number}"
                     candidates.append(Candidate(name, p, gradient, self.state.get(p), said, first + i))
             first += len(group["params"])
-            if len(candidates) > known:
+            if len(candidates) > known and any(options_of(said.rule).values()):
                 with of_group(number):
-                    check_group(said.rule, {f"parameter {i}": p for i, p in enumerate(group["params"])})
+                    check_storage(stored_group(said.rule, dict(described(group, number))), ())
             check_norm(said.rule, number, (str(p.device) for p in stepping[before:]))
+        if candidates:
+            self._check_defaults([said.rule for said in self._reads.groups])
         selection = None if candidates else binding.selection(stepping, params, absent)
         if selection is not None:
             return selection
@@ -411,7 +426,7 @@ class Optimizer(torch.optim.Optimizer):
         Args:
             convert: Whether state that was kept in another way is converted to how this optimizer keeps its own,
                 rounded to the nearest; else it is refused. Masters are taken together with the parameters: load these
-                first.
+                first. A parameter of float32 that has their values, widened, becomes the master.
 
         Raises:
             ValueError: Counts of groups or parameters, shapes, or a value do not fit; or another storage.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -17,8 +17,9 @@ from fusedopt.scheduled import loaded_steps, rules_in_force
 from fusedopt.state_dict import checked_entry, checked_groups
 from fusedopt.storage import SCALE
 from fusedopt.stored_arrays import StoredArray
+from fusedopt.torch.arguments import described
 from fusedopt.torch.conversion import check_codes, converted_entry, stored_beside
-from fusedopt.torch.groups import checked_rule
+from fusedopt.torch.groups import checked_rule, kept_as
 from fusedopt.torch.schedules import Followed
 from fusedopt.torch.slots import Counter
 from fusedopt.torch.storages import (
@@ -120,11 +121,11 @@ def load(
         ValueError, TypeError, KeyError: As `fusedopt.Optimizer.load_state_dict`.
     """
     groups, scheduled = [some.group for some in followed], [some.schedules for some in followed]
-    kept = [_kept_as(rule, group) for group in groups]
-    saved = in_our_keys(saved, kept, [group["params"] for group in groups])
+    kept = [kept_as(rule, group) for group in groups]
+    saved = in_our_keys(saved, kept, groups)
     rules, extras, found = checked_groups(saved, groups, kept, scheduled, checked_rule, convert)
     params = [(p, rule) for group, rule in zip(groups, rules) for p in group["params"]]
-    names = [name for group in groups for name in names_of(group)]
+    names = [name for number, group in enumerate(groups) for name, _ in described(group, number)]
     loads = [_Load(p, rule, name, entry, convert) for (p, rule), name, entry in zip(params, names, found)]
     entries = iter([load.entry for load in loads])
     steps = loaded_steps(extras, rules, scheduled, [list(islice(entries, len(group["params"]))) for group in groups])
@@ -138,16 +139,6 @@ def load(
     for load in loads:
         load.fill(state, counters)
     return steps
-
-
-def _kept_as(rule: Rule, group: Mapping[str, Any]) -> Rule:
-    """A rule with a group's options of how arrays are kept."""
-    return checked_rule(rule, {name: group[name] for name in rule.storage_options() if name in group})
-
-
-def names_of(group: Mapping[str, Any]) -> Iterable[str]:
-    names = group.get("param_names") or [str(i) for i in range(len(group["params"]))]
-    return (f"parameter {name!r} (shape {tuple(p.shape)})" for name, p in zip(names, group["params"]))
 
 
 def checked_tensor(what: str, value: Any, parameter: torch.Tensor) -> torch.Tensor:

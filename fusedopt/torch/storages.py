@@ -14,14 +14,15 @@ from fusedopt.rules.rule import Rule
 from fusedopt.storage import (
     BESIDE_PARAMETER,
     BLOCK,
+    FINER_OPTIONS,
     HALVES,
     MASTER,
     SCALE,
     Kept,
     Storage,
+    StoredGroup,
     array_dtypes,
     blocks_of,
-    check_storage,
     keys_of,
     storage,
     storage_of,
@@ -39,11 +40,20 @@ def options_of(rule: Rule) -> dict[str, Any]:
     return {name: getattr(rule, name) for name in OPTIONS}
 
 
-def check_group(rule: Rule, params: Mapping[str, torch.Tensor]) -> None:
-    """Raise ValueError where a group's storage options do not go with its parameters, which messages call so."""
-    if any(options_of(rule).values()):
-        known = {name: p for name, p in params.items() if not (torch.nn.parameter.is_lazy(p) or p.is_meta)}
-        check_storage(rule, [DTYPES.get(p.dtype, str(p.dtype)) for p in known.values()], list(known))
+def stored_group(rule: Rule, params: Mapping[str, torch.Tensor]) -> StoredGroup:
+    """What is checked of a group, of whose parameters those without memory may still get any dtype.
+
+    Args:
+        params: By what messages call them.
+    """
+    unknown = [torch.nn.parameter.is_lazy(p) or p.is_meta for p in params.values()]
+    dtypes = [DTYPES.get(p.dtype, str(p.dtype)) for p in params.values()]
+    return StoredGroup(rule, ["" if one else dtype for one, dtype in zip(unknown, dtypes)], list(params))
+
+
+def stated_options(rule: Rule, defaults: Mapping[str, Any]) -> list[str]:
+    """Options that a group has for itself: other than the defaults, since groups of another optimizer state all."""
+    return [name for name in FINER_OPTIONS if getattr(rule, name) != defaults.get(name, getattr(Rule, name))]
 
 
 def size_in_blocks(parameter: torch.Tensor) -> int:

@@ -190,7 +190,7 @@ WRONG_STATES = {
     "another dtype": ("col_var", torch.zeros(1, 2).double(), TypeError, "nothing is cast silently"),
     "no tensor": ("col_var", [[0.0, 0.0]], TypeError, "must be a tensor, got list"),
     "missing": ("col_var", None, KeyError, "lacks 'col_var'"),
-    "a vector's": ("variance", torch.zeros(3, 2), ValueError, "parameter '1' .*has 'variance'"),
+    "a vector's": ("variance", torch.zeros(3, 2), ValueError, "parameter 1 of group 0 .*has 'variance'"),
 }
 
 

@@ -469,9 +469,9 @@ def test_states_of_one_parameter_may_have_several_dtypes():
 BAD = [
     ({"master_weights": "split"}, torch.float32, "master_weights='split' keeps what float16 and bfloat16"),
     ({"kahan": True}, torch.float32, "kahan=True keeps what float16 and bfloat16"),
-    ({"master_weights": "split"}, torch.float16, "keeps a float32 as bfloat16 and a remainder, and parameter 0"),
-    ({"stochastic_rounding": True}, torch.float32, "is for float16 and bfloat16 parameters, and parameter 0 has"),
-    ({"state_dtype": "int8"}, torch.float64, "does not go with parameter 0, which has float64"),
+    ({"master_weights": "split"}, torch.float16, "a float32 as bfloat16 and a remainder, and parameter 0 of group"),
+    ({"stochastic_rounding": True}, torch.float32, "for float16 and bfloat16 parameters and states, and parameter 0"),
+    ({"state_dtype": "int8"}, torch.float64, r"does not go with parameter 0 of group . \(shape \(3,\)\), which has"),
     ({"kahan": True, "master_weights": "split"}, torch.bfloat16, "both keep what rounding loses"),
 ]  # fmt: skip
 
@@ -555,7 +555,7 @@ def test_a_state_dict_of_another_storage_says_what_to_choose_and_is_converted_on
     second = made("AdamW", **here) if isinstance(here, dict) else made("AdamW", here)
     step(second, range(1))
     before = contents(second)
-    with pytest.raises(error, match=f"{message}.*convert=True"):
+    with pytest.raises(error, match=f"(?=.*convert=True).*{message}"):
         second.load_state_dict(first.state_dict())
     assert contents(second) == before
     resumed(first, second, convert=True)
@@ -682,7 +682,9 @@ def test_a_step_of_several_numbers_is_an_error_that_names_it():
     step(optimizer, range(1))
     saved, before = copy.deepcopy(optimizer.state_dict()), contents(optimizer)
     saved["state"][0]["step"] = torch.zeros(3)
-    with pytest.raises(TypeError, match=r"of parameter '0' \(shape \(7,\)\): step must be a number, got tensor"):
+    with pytest.raises(
+        TypeError, match=r"of parameter 0 of group 0 \(shape \(7,\)\): step must be a number, got tensor"
+    ):
         optimizer.load_state_dict(saved)
     assert contents(optimizer) == before
 
@@ -694,3 +696,90 @@ def test_a_buffer_that_is_turned_on_later_starts_from_the_gradient():
     step(optimizer, range(3, 4))
     (p,) = params(optimizer)
     assert torch.equal(optimizer.state[p]["momentum_buffer"], p.grad)
+
+
+@pytest.mark.parametrize("storage", ["split", "master", "kahan"])
+def test_a_float32_model_with_the_weights_of_a_checkpoint_takes_its_masters(storage):
+    """As after model.float(), or in another process: nothing is lost."""
+    first = made("AdamW", storage)
+    step(first, range(3))
+    second = ours.AdamW([torch.nn.Parameter(p.detach().float()) for p in params(first)])
+    masters = [
+        p.float() + entry["compensation"].float()
+        if "compensation" in (entry := first.state[p])
+        else entry.get("master_param", joined(p, entry.get("remainder")))
+        for p in params(first)
+    ]
+    saved = reloaded(first.state_dict())
+    second.load_state_dict(saved, convert=True)
+    for p, master in zip(params(second), masters, strict=True):
+        assert torch.equal(p, master)
+        assert not {"master_param", "remainder", "compensation"} & second.state[p].keys()
+    with torch.no_grad():
+        params(second)[1].add_(2.0**-20)
+    before = contents(second)
+    with pytest.raises(ValueError, match="is not what this state's masters round to; load the weights"):
+        second.load_state_dict(saved, convert=True)
+    assert contents(second) == before
+
+
+def joined(p, remainder):
+    """The float32 that a bfloat16 and 16 bits are."""
+    if remainder is None:
+        return None
+    upper = p.detach().contiguous().view(torch.int16).int() << 16
+    return (upper + remainder.contiguous().int()).view(torch.float32)
+
+
+@pytest.mark.parametrize("option", [{"master_weights": "split"}, {"kahan": True}, {"stochastic_rounding": True}])
+def test_a_default_is_for_the_groups_that_have_a_use_for_it(option):
+    body, norms = torch.nn.Parameter(filled((3, 2), 0)), torch.nn.Parameter(filled((3,), 1).float())
+    plain, (name,) = ours.AdamW([norms]), option
+    for groups in (
+        [{"params": [norms]}, {"params": [body]}],
+        [{"params": [norms]}, {"params": [torch.nn.Parameter(torch.empty(2, device="meta"))]}],
+        [{"params": torch.nn.LazyLinear(3).parameters()}, {"params": [norms]}],
+    ):
+        ours.AdamW(groups, **option)
+    optimizer = ours.AdamW([body], **option)
+    optimizer.add_param_group({"params": [norms]})
+    norms.grad = norms.detach().clone()
+    optimizer.step()
+    assert optimizer.state[norms].keys() == {"step", "exp_avg", "exp_avg_sq"}
+    copy.deepcopy(optimizer)
+    with pytest.raises(ValueError, match=f"^param group 0: AdamW: {name}=.* parameter 'scale' .* has float32"):
+        ours.AdamW([("scale", norms)], **option)
+    with pytest.raises(ValueError, match=f"^param group 1: AdamW: {name}=.* parameter 0 of group 1 .* has float32"):
+        ours.AdamW([{"params": [body]}, {"params": [norms], **option}])
+    with pytest.raises(ValueError, match=f"^param group 1: AdamW: {name}="):
+        plain.add_param_group({"params": [torch.nn.Parameter(torch.zeros(3))], **option})
+    assert len(plain.param_groups) == 1
+
+
+def test_a_model_that_becomes_float32_goes_on_with_its_masters():
+    model = torch.nn.Linear(3, 2).bfloat16()
+    optimizer = ours.AdamW(model.parameters(), master_weights="split", state_dtype="float32")
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    masters = [joined(p, optimizer.state[p]["remainder"]) for p in model.parameters()]
+    model.float()
+    with pytest.raises(RuntimeError, match=r"^parameter 0 of group 0 .* to a new optimizer by load_.*convert=True"):
+        optimizer.step()
+    new = ours.AdamW(model.parameters())
+    new.load_state_dict(optimizer.state_dict(), convert=True)
+    assert all(map(torch.equal, model.parameters(), masters))
+    new.step()
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], lambda step: step])
+def test_a_seed_is_a_whole_number_and_follows_no_schedule(wrong):
+    options = {"stochastic_rounding": True, "seed": wrong}
+    with pytest.raises(TypeError, match=r"AdamW: seed must be a whole number, got .*; it follows no schedule"):
+        ours.AdamW([torch.nn.Parameter(filled((3,), 0))], **options)
+    with pytest.raises(TypeError, match=r"^param group 0: AdamW: seed must be a whole number"):
+        ours.AdamW([{"params": [torch.nn.Parameter(filled((3,), 0))], **options}])
+    for given in ({"seed": 3.0}, {}):
+        p = torch.nn.Parameter(filled((3,), 0))
+        (group,) = ours.AdamW([{"params": [p], **given}], stochastic_rounding=True, seed=3.0).param_groups
+        assert repr(group["seed"]) == "3"

@@ -24,6 +24,7 @@ from fusedopt.procedures.factored_moments import (
 )
 from fusedopt.rules.adafactor import Adafactor
 from fusedopt.rules.rule import Rule
+from fusedopt.torch.arguments import described
 from fusedopt.torch.places import Place
 from fusedopt.torch.procedures.launches import (
     Launching,
@@ -35,7 +36,7 @@ from fusedopt.torch.procedures.launches import (
     write,
 )
 from fusedopt.torch.slots import Slot
-from fusedopt.torch.state_dict import checked_tensor, names_of
+from fusedopt.torch.state_dict import checked_tensor
 from fusedopt.torch.storages import TYPES
 from fusedopt.torch.tensors import DTYPES, local, number_of
 
@@ -150,7 +151,7 @@ class Factoring(Launching):
 
     def _load(self, state_dict: dict[str, Any], convert: bool) -> list[int]:
         params = list(chain.from_iterable(group["params"] for group in self.param_groups))
-        names = dict(zip(params, chain.from_iterable(map(names_of, self.param_groups))))
+        names = {p: what for number, group in enumerate(self.param_groups) for what, p in described(group, number)}
         rules = dict(zip(params, chain.from_iterable(self._rule_of_each())))
         loaded = {
             p: checked_moments(

@@ -10,6 +10,7 @@ import torch
 from fusedopt.groups import of_group
 from fusedopt.kept_bytes import KeptBytes
 from fusedopt.rules.rule import Rule
+from fusedopt.torch.arguments import described
 from fusedopt.torch.groups import checked_rule
 from fusedopt.torch.kept_bytes import of_tensor
 from fusedopt.torch.optimizer import Optimizer
@@ -36,11 +37,9 @@ class Procedure(Optimizer):
     def _stepping(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, Any]]:
         """Each parameter that has a gradient: what messages call it, itself, its gradient, and its group's rule."""
         for number, (group, rule) in enumerate(zip(self.param_groups, self._group_rules())):
-            names = group.get("param_names")
-            for i, p in enumerate(group["params"]):
+            for what, p in described(group, number):
                 if p.grad is not None:
-                    name = repr(names[i]) if names else f"{i} of group {number}"
-                    yield f"parameter {name} (shape {tuple(p.shape)})", p, p.grad, rule
+                    yield what, p, p.grad, rule
 
     def _kept(self, p: torch.Tensor, rule: Rule) -> KeptBytes:
         found = of_tensor(p)
