@@ -256,7 +256,7 @@ def test_buffers_are_written_where_their_device_is_current():
     for change in (optimizer.init_state, lambda: optimizer.load_state_dict(optimizer.state_dict())):
         change()
     optimizer.zero_grad(set_to_none=False)
-    assert written == [True] * 6  # data; the age, of the buffer and of the state; the momentum and the age; the gradients
+    assert written == [True] * 6  # data; the age, of buffer and state; momentum and age; the gradients
 
 
 def test_many_changes_of_tables_and_numbers_reach_the_kernel(array):
