@@ -110,6 +110,30 @@ class Span(Protocol):
         """Of its first parameter in the optimizer, from 0: random numbers are drawn for it."""
 
 
+@dataclasses.dataclass(eq=False)
+class RuleGroup:
+    """A rule where a param group is asked for; the numbers are the rule's."""
+
+    rule: Rule
+    sources: dict[int, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpan:
+    """One tensor as a `Span`."""
+
+    group: HasRule
+    size: int
+    shape: tuple[int, ...]
+    storage: Storage
+    parameter: Any
+    gradient: Any
+    states: Sequence[Any]
+    counters: Any
+    number: int = 0
+    parameters: int = 1
+
+
 def device_of(array: Any) -> str:
     """Where an array is, as backends name it: `cpu`, `cuda:0`. (CuPy's devices do not compare with text.)"""
     device = getattr(array, "device", None)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import numbers
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from fusedopt.backends import Backend, backend_of
-from fusedopt.layout import device_of
+from fusedopt.layout import RuleGroup, TensorSpan, device_of
 from fusedopt.parameter import DTYPES
 from fusedopt.rules.rule import Rule, Values, check_declaration
-from fusedopt.storage import Storage, plain
+from fusedopt.storage import plain
 from fusedopt.tracing import trace
 
 FOR_OPTIMIZERS = "says how an optimizer keeps arrays, and here the caller does; leave it out, or use an optimizer"
@@ -37,30 +36,6 @@ def _result_type(rule: Any) -> Any:
 def state_names(rule: type[Rule]) -> tuple[str, ...]:
     """All that some variant of the rule keeps: arrays, then numbers."""
     return (*(state.name for state in rule.all_states()), *rule.scalar_state)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Whole:
-    """Arrays of one tensor, as a span; see `layout.Span`."""
-
-    group: Any
-    size: int
-    shape: tuple[int, ...]
-    storage: Storage
-    parameter: Any
-    gradient: Any
-    states: Sequence[Any]
-    counters: Any
-    parameters: int = 1
-    number: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Group:
-    """A rule where a param group is asked for one."""
-
-    rule: Rule
-    sources: Mapping[int, Any] = dataclasses.field(default_factory=dict)
 
 
 def apply(rule: Rule, p: Any, g: Any, *states: Any, step: int, in_place: bool = False, **named: Any) -> Any:
@@ -236,5 +211,5 @@ def execute(backend: Backend, rule: Rule, p: Any, g: Any, states: Sequence[Any],
     with backend.here():
         gradient = (g if g.flags.c_contiguous else g.copy()).reshape(-1)
     flat = [state.reshape(-1) for state in states]
-    span = _Whole(_Group(rule), int(p.size), tuple(p.shape), kept, p.reshape(-1), gradient, flat, counters)
+    span = TensorSpan(RuleGroup(rule), int(p.size), tuple(p.shape), kept, p.reshape(-1), gradient, flat, counters)
     backend.plan([span]).step(None, None)

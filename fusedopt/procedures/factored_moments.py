@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from fusedopt.layout import TensorSpan
 from fusedopt.procedures.launched_rules import Movement, Replacement
-from fusedopt.procedures.launches import LaunchPlan, T, TensorSpan
+from fusedopt.procedures.launches import LaunchPlan, T
 from fusedopt.rules.adafactor import MOMENTS, Adafactor
 from fusedopt.rules.rule import Rule
 from fusedopt.storage import BESIDE_PARAMETER, HALVES, Kept, storage

@@ -15,7 +15,7 @@ import numpy as np
 
 from fusedopt.arena import ArenaSpan
 from fusedopt.backends import Backend, Plan
-from fusedopt.layout import HasRule, Span, offsets_of
+from fusedopt.layout import HasRule, RuleGroup, Span, TensorSpan, offsets_of
 from fusedopt.parameter import Parameter
 from fusedopt.procedures.launched_rules import Movement
 from fusedopt.rules.rule import Rule
@@ -23,35 +23,6 @@ from fusedopt.storage import Kept, Storage, storage
 
 # Elements whose updates are there at a time: 64 MiB of float32 beside any model. A larger tensor is alone.
 BATCH = 16 * 2**20
-
-
-@dataclasses.dataclass(eq=False)
-class LaunchGroup:
-    """A param group as a launch has it.
-
-    Attributes:
-        rule: Of the launch.
-        sources: None: a procedure reads hyperparameters on the host.
-    """
-
-    rule: Rule
-    sources: dict[int, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorSpan:
-    """One tensor as a launch has it; see `layout.Span`."""
-
-    group: LaunchGroup
-    size: int
-    shape: tuple[int, ...]
-    storage: Storage
-    parameter: Any
-    gradient: Any
-    states: Sequence[Any]
-    counters: Any
-    number: int
-    parameters: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +54,14 @@ class Task:
         return self.span.states[len(self.span.storage.states) + len(self.beside_parameter) :]
 
     def launched(
-        self, group: LaunchGroup, kept: Storage, parameter: Any, gradient: Any, states: Sequence[Any]
+        self, group: RuleGroup, kept: Storage, parameter: Any, gradient: Any, states: Sequence[Any]
     ) -> TensorSpan:
         """A launch for all elements of the parameter, with its counter and its random numbers."""
         span = self.span
         arrays = parameter, gradient, states
         return TensorSpan(group, span.size, span.shape, kept, *arrays, span.counters, span.number)
 
-    def moved(self, group: LaunchGroup) -> TensorSpan:
+    def moved(self, group: RuleGroup) -> TensorSpan:
         """The launch that moves the parameter by its update."""
         kept = self.span.storage
         how = storage(kept.parameter, Kept(kept.real), ())
@@ -124,7 +95,7 @@ class LaunchPlan(ABC, Generic[T]):
 
     def __init__(self, backend: Backend, batches: Sequence[Sequence[T]]) -> None:
         self._backend = backend
-        self._groups: dict[Any, tuple[HasRule, LaunchGroup]] = {}
+        self._groups: dict[Any, tuple[HasRule, RuleGroup]] = {}
         self._batches = [self._made_ready(tasks) for tasks in batches]
 
     @abstractmethod
@@ -143,10 +114,10 @@ class LaunchPlan(ABC, Generic[T]):
         """What is launched before the parameter moves."""
         return []
 
-    def group(self, task: T, rule_of: Callable[[Any], Rule]) -> LaunchGroup:
+    def group(self, task: T, rule_of: Callable[[Any], Rule]) -> RuleGroup:
         """The param group with the rule that follows from its own: the same one for all of its tasks."""
         own = task.span.group
-        return self._groups.setdefault((id(own), rule_of), (own, LaunchGroup(rule_of(own.rule))))[1]
+        return self._groups.setdefault((id(own), rule_of), (own, RuleGroup(rule_of(own.rule))))[1]
 
     def _made_ready(self, tasks: Sequence[T]) -> Batch[T]:
         before = [span for task in tasks if (span := self.before(task)) is not None]

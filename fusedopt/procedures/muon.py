@@ -8,8 +8,9 @@ from typing import Any
 
 from fusedopt.arena import ArenaSpan
 from fusedopt.backends import Backend, Steps, module_of
+from fusedopt.layout import TensorSpan
 from fusedopt.procedures.launched_rules import Blend, Movement
-from fusedopt.procedures.launches import ArenaTask, LaunchPlan, T, TensorSpan, arena_tasks
+from fusedopt.procedures.launches import ArenaTask, LaunchPlan, T, arena_tasks
 from fusedopt.procedures.procedure import Procedure
 from fusedopt.rules.muon import Muon
 from fusedopt.rules.rule import Rule

@@ -291,7 +291,7 @@ class Candidate:
         )
         size, shape = self.local.numel(), tuple(self.local.shape)
         span = Span(
-            self.group, size, shape, self.storage, parameter, gradient, states, counters, self.number, tuple(named)
+            self.group, size, shape, self.storage, parameter, gradient, states, counters, self.number, keys=tuple(named)
         )
         dtype, size_here, strides = self.gradient.dtype, self.gradient.size(), self.gradient.stride()
         return Slot(

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from fusedopt.layout import TensorSpan
 from fusedopt.rules.rule import Rule
-from fusedopt.storage import Storage
 from fusedopt.torch.groups import ReadGroup
 from fusedopt.torch.places import Place
 
@@ -44,24 +44,15 @@ class Counter:
 
 
 @dataclasses.dataclass(frozen=True)
-class Span:
-    """A parameter as the backends see it, which is `layout.Span`.
+class Span(TensorSpan):
+    """A parameter as the backends see it.
 
     Attributes:
         keys: Of `states`, in `optimizer.state`.
     """
 
     group: ReadGroup
-    size: int
-    shape: tuple[int, ...]
-    storage: Storage
-    parameter: Any
-    gradient: Any
-    states: list[Any]
-    counters: Any
-    number: int
-    keys: tuple[str, ...]
-    parameters: int = 1
+    keys: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
