@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -41,6 +42,10 @@ class Unavailable(Exception):
 def skip_or_fail(reason: object) -> NoReturn:
     """Skips the test; fails it in CI, where everything has to be there."""
     (pytest.fail if os.environ.get("CI") else pytest.skip)(str(reason))
+
+
+_launching = threading.Lock()
+_with_stacks: list[ctypes.CDLL] = []  # the library of the last launch, which keeps the stacks of its fibers
 
 
 @cache
@@ -86,7 +91,12 @@ def launch(
     size = ctypes.c_uint.in_dll(library, "launch_bytes").value
     if len(packed) != size:
         raise ValueError(f"{kernel}: Launch has {size} bytes in C++, got {len(packed)}.")
-    if problem := library.launch(getattr(library, kernel), blocks, threads, packed, order):
+    with _launching:
+        if _with_stacks and _with_stacks[0] is not library:
+            _with_stacks.pop().release()
+        _with_stacks[:] = [library]
+        problem = library.launch(getattr(library, kernel), blocks, threads, packed, order)
+    if problem:
         raise RuntimeError(f"{kernel}: {problem.decode()}")
 
 

@@ -81,7 +81,7 @@ struct Fiber : Strand {
 };
 
 Strand scheduler;
-std::vector<Fiber> fibers;  // made at the first launch that needs them, kept for the next
+std::vector<Fiber> fibers;  // made at the first launch that needs them, kept for the next until `release`
 SharedMemory* shared;
 void (*body)(const void*);
 const void* argument;
@@ -103,13 +103,20 @@ char* new_stack(std::size_t bytes) {
   return static_cast<char*>(memory) + page;
 }
 
+constexpr std::size_t STACK = 256 << 10;  // a kernel's frame is a few KiB, and some ten times that with redzones
+
 void make_fibers(unsigned count) {
-  constexpr std::size_t STACK = 256 << 10;  // a kernel's frame is a few KiB, and some ten times that with redzones
   while (fibers.size() < count) {
     Fiber& fiber = fibers.emplace_back();
     fiber.stack = new_stack(STACK);
     fiber.bytes = STACK;
   }
+}
+
+void drop_fibers() {
+  const std::size_t page = std::size_t(sysconf(_SC_PAGESIZE));
+  for (Fiber& fiber : fibers) munmap(static_cast<char*>(const_cast<void*>(fiber.stack)) - page, page + STACK);
+  fibers.clear();
 }
 
 void restart(Fiber& fiber) {
@@ -245,3 +252,6 @@ unsigned atomicAdd(unsigned* at, unsigned value) {
   *at += value;
   return before;
 }
+
+// Gives the stacks back: each is two mappings, of which a process may have 65,530, and a test run has hundreds of kernels.
+extern "C" void release() { emulator::drop_fibers(); }

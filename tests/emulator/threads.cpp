@@ -173,3 +173,5 @@ unsigned atomicAdd(unsigned* at, unsigned value) {
   const bool release = std::exchange(emulator::fenced, false);
   return std::atomic_ref(*at).fetch_add(value, release ? std::memory_order_acq_rel : std::memory_order_acquire);
 }
+
+extern "C" void release() {}  // as in fibers.cpp; threads end with their launch
