@@ -52,7 +52,7 @@ def cpu_line(rows: Rows) -> str:
     (split, slow_split), (codes, slow_codes) = (_times(rows, name) for name in ("split", "split+int8"))
     return (
         f"- A split master with float32 states takes {split} x float32's time with numba, {slow_split} x in NumPy;\n"
-        f"  with 8-bit states {codes} x and {slow_codes} x: on a CPU these save memory, not time."
+        f"  with 8-bit states {codes} x and {slow_codes} x: on a CPU 8 bits save memory, not time."
     )
 
 
