@@ -342,7 +342,8 @@ def test_mistakes_in_ones_own_are_named(methods, message):
 def test_a_job_spreads_means_over_the_elements_of_their_rows():
     job = object.__new__(jobs.Job)
     job.kind = mock.Mock(storage=plain("float32", "float32", ()))
-    job.memory, job.row, job.rows = [np.arange(12)], 4, [np.array([1.0, 2.0, 3.0])]
+    job.row, job.rows = 4, [np.array([1.0, 2.0, 3.0])]
+    job._values, job._kept = [np.arange(12)], []
     traced = trace(rules.SGD(grad_centralization=True))
     for first in range(12):
         for last in range(first, 13):
