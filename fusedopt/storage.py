@@ -179,15 +179,11 @@ def kept_state(rule: Rule, state: State, parameter: str, size: int) -> Kept:
     return Kept("float32") if size < SMALL else Kept("uint8", codes=state.codes or "", stochastic=True)
 
 
-def beside_keys(rule: Rule, storage: Storage) -> tuple[str, ...]:
-    """State dict keys of the arrays in `Storage.beside`."""
-    names = [storage.parameter.beside_key] if storage.parameter.finer else []
-    return (*names, *(f"{name}{SCALE}" for name, kept in zip(rule.kept_states, storage.states) if kept.codes))
-
-
 def keys_of(rule: Rule, storage: Storage) -> tuple[str, ...]:
     """State dict keys of all arrays that are kept beside a parameter and its gradient, in the order of a span's."""
-    return (*rule.kept_states, *beside_keys(rule, storage))
+    beside = [storage.parameter.beside_key] if storage.parameter.finer else []
+    scales = (f"{name}{SCALE}" for name, kept in zip(rule.kept_states, storage.states) if kept.codes)
+    return (*rule.kept_states, *beside, *scales)
 
 
 def array_dtypes(storage: Storage) -> tuple[str, ...]:

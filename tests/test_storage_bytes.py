@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fusedopt
-from fusedopt.backends import numba_problem
+from devices import NUMBA
 from fusedopt.rules import SGD, Adam, Lion
 from fusedopt.storage import ITEMSIZE, SMALL, memory_of
 from fusedopt.storage_choices import CHOICES, LARGE
@@ -79,11 +79,9 @@ def extra_bytes(choice, size):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("backend", ["numpy", NUMBA])
 @pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
 def test_a_step_takes_less_than_a_hundredth_of_what_is_kept(choice, backend, monkeypatch):
-    if backend == "numba" and numba_problem():
-        pytest.skip(numba_problem())
     monkeypatch.setenv("FUSEDOPT_BACKEND", backend)
     monkeypatch.setenv("FUSEDOPT_NUM_THREADS", "1")  # several do not always meet in their peaks
     kept = MODEL * choice.in_all(Adam())
